@@ -1,0 +1,129 @@
+"""The four states of a training example: row -> Conversation -> Sample -> Batch.
+
+A *row* is a plain dict in any supported format. A *Conversation* is messages plus references to images. A *Sample* is
+tokens, labels and the same references; its length is final, image tokens included, though no pixel was decoded. A
+*Batch* is a dict of tensors, ready for ``SupervisedFinetune.forward``.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+import numpy as np
+
+IGNORE_INDEX = -100
+"""The label of a position that is not learned."""
+
+Role: TypeAlias = Literal['system', 'user', 'assistant']
+ROLES: tuple[str, ...] = get_args(Role)
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """Where one image lies: a path (absolute, or relative to the image folder), or the bytes of an image file.
+
+    Raises:
+        ValueError: both or none of the two are given.
+    """
+
+    path: str | None = None
+    data: bytes | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.data is None):
+            raise ValueError('an ImageRef holds either a path or bytes')
+
+    def __str__(self) -> str:
+        return self.path if self.path is not None else f'<{len(self.data or b"")} bytes>'
+
+
+class ImageSize(NamedTuple):
+    """Pixels, after EXIF orientation."""
+
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """A piece of text inside a message. It is always plain text: control tokens in it are not control tokens."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ImagePart:
+    """The place of an image inside a message."""
+
+    index: int  # into Conversation.images
+
+
+Part: TypeAlias = TextPart | ImagePart
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn.
+
+    ``loss`` overrides the rule of the data set for this message: True learns it, False does not, None follows the
+    rule. Only assistant messages can be learned.
+    """
+
+    role: Role
+    parts: tuple[Part, ...]
+    loss: bool | None = None
+
+    @property
+    def text(self) -> str:
+        """The text parts, joined."""
+        return ''.join(part.text for part in self.parts if isinstance(part, TextPart))
+
+    @property
+    def image_indices(self) -> tuple[int, ...]:
+        """The images shown in this message, in order."""
+        return tuple(part.index for part in self.parts if isinstance(part, ImagePart))
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages and the images they show, in one family-independent form.
+
+    The images of the parts, read in order, must be exactly 0, 1, 2, ... len(images) - 1.
+    """
+
+    messages: tuple[Message, ...]
+    images: tuple[ImageRef, ...] = ()
+
+    def shown_images(self) -> Iterator[int]:
+        """Indices of the images in the order in which the messages show them."""
+        for message in self.messages:
+            yield from message.image_indices
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One tokenised training example.
+
+    ``input_ids`` and ``labels`` are int32[L]; placeholders of images are already expanded, so L is the true length.
+    ``labels`` holds the token itself where it is learned and IGNORE_INDEX elsewhere (not shifted).
+    """
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    images: tuple[ImageRef, ...] = ()
+    image_sizes: tuple[ImageSize, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+class SampleKey(NamedTuple):
+    """What a sampler asks a data set for.
+
+    A key with ``supervised=False`` is a filler that gives every rank the same number of micro-batches: its labels are
+    all IGNORE_INDEX, so it weighs nothing.
+    """
+
+    epoch: int
+    index: int
+    supervised: bool = True

@@ -1,0 +1,15 @@
+"""Imports transformers and mmengine without the optional packages that they would pull in.
+
+Installed next to them, deepspeed and (through peft) bitsandbytes are imported by transformers and mmengine at import
+time, used or not: seconds, warnings on the terminal, and a device probe. Packages of vlmtune that need these libraries
+import this module first. A run that uses LoRA imports peft, and one that uses deepspeed imports that.
+"""
+
+from vlmtune.utils.imports import imports_refused
+
+with imports_refused('deepspeed'):
+    import transformers.modeling_utils  # noqa: F401
+    import transformers.processing_utils  # noqa: F401
+
+with imports_refused('deepspeed', 'bitsandbytes', 'peft'):
+    import mmengine.runner  # noqa: F401
