@@ -1,0 +1,39 @@
+"""QLoRA's frozen weights: bitsandbytes, 4 or 8 bit, the language model's linear layers only."""
+
+import torch
+from transformers import BitsAndBytesConfig
+
+from vlmtune.families import Family
+from vlmtune.utils.errors import ConfigError
+
+QUANTIZATIONS = ('nf4', 'int8')
+
+
+def quantization_config(quantization: str | None, *, family: Family, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """The configuration that keeps vision encoder, projector, embeddings and head out of quantisation.
+
+    bitsandbytes matches a skipped module from the start of its full name or as a suffix, and a list of ours drops
+    transformers' own skip of the head: so the full paths of the family, head included.
+
+    Args:
+        quantization: None, 'nf4' (double quantised, QLoRA: https://arxiv.org/abs/2305.14314) or 'int8'.
+        family: says where the parts live.
+        dtype: of the computation.
+
+    Raises:
+        ConfigError: an unknown word.
+    """
+    if quantization is None:
+        return None
+    skipped = [*family.vision_encoder, *family.projector, *family.embeddings, *family.lm_head]
+    if quantization == 'nf4':
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type='nf4',
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=skipped,
+        )
+    if quantization == 'int8':
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+    raise ConfigError(f'quantization={quantization!r} is unknown; expected None, {", ".join(map(repr, QUANTIZATIONS))}')

@@ -1,0 +1,164 @@
+"""Which parts of a model learn, and how: frozen, lora or full.
+
+``tune=dict(vision_encoder='frozen', projector='full', llm='lora')``: one word per part, or a dict with the part's own
+settings, for example ``llm=dict(mode='lora', lr=1e-4, r=32, target_modules=['q_proj', 'v_proj'])``.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeAlias, get_args
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from vlmtune.families import PARTS, Family, PartName
+from vlmtune.utils.errors import ConfigError, ModelError
+
+Mode: TypeAlias = Literal['frozen', 'lora', 'full']
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adaptation (https://arxiv.org/abs/2106.09685).
+
+    Attributes:
+        r: rank.
+        alpha: the update is scaled by alpha / r (alpha / sqrt(r) with ``use_rslora``).
+        dropout: on the input of the update, in [0, 1).
+        use_dora: DoRA, https://arxiv.org/abs/2402.09353.
+        use_rslora: https://arxiv.org/abs/2312.03732.
+        target_modules: last names of the linear layers to adapt; None adapts all of the part.
+    """
+
+    r: int = 16
+    alpha: float = 32
+    dropout: float = 0.0
+    use_dora: bool = False
+    use_rslora: bool = False
+    target_modules: tuple[str, ...] | None = None
+
+
+_LORA_NAMES = tuple(f.name for f in fields(LoraSettings))
+
+
+@dataclass(frozen=True)
+class PartPlan:
+    """What happens to one part. ``lr`` None means the optimizer's own."""
+
+    part: PartName
+    mode: Mode
+    lr: float | None = None
+    lora: LoraSettings = field(default_factory=LoraSettings)
+
+
+def _unknown(what: str, names: list[str], valid: tuple[str, ...]) -> ConfigError:
+    near = difflib.get_close_matches(names[0], valid, n=1)
+    hint = f', did you mean {near[0]!r}?' if near else ''
+    return ConfigError(f'{what}: unknown {", ".join(map(repr, names))}{hint} Valid: {", ".join(valid)}')
+
+
+def lora_settings(settings: Mapping[str, Any] | None, *, base: LoraSettings | None = None) -> LoraSettings:
+    """Checked settings; what ``settings`` leaves out comes from ``base``.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    given = dict(settings or {})
+    if wrong := [name for name in given if name not in _LORA_NAMES]:
+        raise _unknown('lora', wrong, _LORA_NAMES)
+    if given.get('target_modules') is not None:
+        given['target_modules'] = tuple(given['target_modules'])
+    inherited = {name: getattr(base or LoraSettings(), name) for name in _LORA_NAMES}
+    return LoraSettings(**{**inherited, **given})
+
+
+def _plan_part(part: PartName, setting: str | Mapping[str, Any], lora: LoraSettings) -> PartPlan:
+    options: dict[str, Any] = {'mode': setting} if isinstance(setting, str) else dict(setting)
+    mode, lr = options.pop('mode', None), options.pop('lr', None)
+    if mode not in get_args(Mode):
+        raise ConfigError(f'tune.{part}: {mode!r} is not one of {", ".join(get_args(Mode))}')
+    if mode != 'lora' and options:
+        raise ConfigError(f'tune.{part}: {", ".join(options)} only apply to mode lora, not to {mode}')
+    return PartPlan(part, mode, lr, lora_settings(options, base=lora))
+
+
+def plan_parts(
+    tune: Mapping[str, Any], *, family: Family, lora: Mapping[str, Any] | None = None, tied: bool = False
+) -> dict[PartName, PartPlan]:
+    """One plan per part of the family.
+
+    Parts that are not named are frozen, except that embeddings and head follow an ``llm`` that is tuned in full.
+
+    Args:
+        tune: part -> word or dict.
+        family: which parts exist.
+        lora: settings that all parts in mode lora share.
+        tied: whether head and embeddings are one tensor.
+
+    Raises:
+        ConfigError: an unknown part, mode or setting; a part that the family lacks; nothing to train.
+    """
+    if wrong := [part for part in tune if part not in PARTS]:
+        raise _unknown('tune', wrong, PARTS)
+    shared = lora_settings(lora)
+    plans: dict[PartName, PartPlan] = {}
+    for part in PARTS:
+        setting = tune.get(part)
+        if not family.part_paths(part):
+            if setting not in (None, 'frozen'):
+                raise ConfigError(f'tune.{part}={setting!r}, but {family.model_type} has no {part}; remove it')
+            continue
+        if setting is None:
+            follows = part in ('embeddings', 'lm_head') and plans['llm'].mode == 'full'
+            setting = 'full' if follows else 'frozen'
+            if part == 'lm_head' and tied:
+                setting = {'mode': plans['embeddings'].mode, 'lr': plans['embeddings'].lr}
+        plans[part] = _plan_part(part, setting, shared)
+    if 'lora' in (plans['embeddings'].mode, plans['lm_head'].mode):
+        raise ConfigError("tune: embeddings and lm_head are 'frozen' or 'full'; lora is for linear layers inside the model")
+    if tied and plans['embeddings'].mode != plans['lm_head'].mode:
+        raise ConfigError('tune: embeddings and lm_head are one tensor in this model; give both the same mode')
+    if all(plan.mode == 'frozen' for plan in plans.values()):
+        raise ConfigError(f'tune: every part is frozen ({", ".join(plans)}), so there is nothing to train')
+    return plans
+
+
+def part_of(name: str, *, family: Family) -> PartName:
+    """The part that a parameter or module belongs to: the one with the longest path that contains it.
+
+    Raises:
+        ModelError: no part contains it, so the family's row is incomplete.
+    """
+    best: tuple[int, PartName] | None = None
+    for part in PARTS:
+        for path in family.part_paths(part):
+            if (name == path or name.startswith(path + '.')) and (best is None or len(path) > best[0]):
+                best = (len(path), part)
+    if best is None:
+        raise ModelError(f'{name} belongs to no part of {family.model_type}; its row in vlmtune/families.py is incomplete')
+    return best[1]
+
+
+def _never_used(model: PreTrainedModel, *, family: Family) -> tuple[str, ...]:
+    """Vision modules behind the layer whose features are used; they never get a gradient."""
+    layer = getattr(model.config, 'vision_feature_layer', None)
+    if not isinstance(layer, int) or layer >= -1:
+        return ()
+    tower = family.vision_encoder[0]
+    names = [name for name, module in model.named_modules() if name.startswith(tower) and isinstance(module, nn.ModuleList)]
+    encoder_layers = next(name for name in names if name.endswith('.layers'))
+    count = len(model.get_submodule(encoder_layers))  # type: ignore[arg-type]
+    after = tuple(f'{encoder_layers}.{i}' for i in range(count + layer + 1, count))
+    norms = tuple(n for n, _ in model.named_modules() if n.startswith(tower) and n.endswith('post_layernorm'))
+    return after + norms
+
+
+def tunable_modules(model: PreTrainedModel, part: PartName, *, family: Family) -> Iterator[tuple[str, nn.Module]]:
+    """Named leaf modules of a part that take part in the computation."""
+    unused = _never_used(model, family=family) if part == 'vision_encoder' else ()
+    for name, module in model.named_modules():
+        inside = any(name == path or name.startswith(path + '.') for path in family.part_paths(part))
+        dead = any(name == path or name.startswith(path + '.') for path in unused)
+        if inside and not dead and part_of(name, family=family) == part:
+            yield name, module
