@@ -1,0 +1,36 @@
+"""From rows in any format to batches of tensors. Knows no model class."""
+
+import vlmtune.utils.lean_imports  # noqa: F401  # before anything that imports transformers
+from vlmtune.data.chat_template import chat_template_map_fn, plain_text_map_fn
+from vlmtune.data.collate import Collator
+from vlmtune.data.dataset import SupervisedDataset
+from vlmtune.data.loader import StepDataLoader, build_train_loader
+from vlmtune.data.map_fns import (
+    alpaca_map_fn,
+    llava_map_fn,
+    minicpmv_map_fn,
+    openai_map_fn,
+    sharegpt_map_fn,
+    text_map_fn,
+)
+from vlmtune.data.processor import Processor
+from vlmtune.data.samplers import PackSampler
+from vlmtune.data.sources import load_rows
+
+__all__ = [
+    'Collator',
+    'PackSampler',
+    'Processor',
+    'StepDataLoader',
+    'SupervisedDataset',
+    'alpaca_map_fn',
+    'build_train_loader',
+    'chat_template_map_fn',
+    'llava_map_fn',
+    'load_rows',
+    'minicpmv_map_fn',
+    'openai_map_fn',
+    'plain_text_map_fn',
+    'sharegpt_map_fn',
+    'text_map_fn',
+]

@@ -1,0 +1,82 @@
+"""Loaded samples -> one batch of tensors.
+
+Letters: B rows, L tokens, P as the family's image processor makes it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from vlmtune.families import Family
+from vlmtune.structures import IGNORE_INDEX
+from vlmtune.utils.errors import ConfigError
+
+LoadedSample = dict[str, Tensor]
+Batch = dict[str, Tensor]
+
+
+class Collator:
+    """Joins samples into one row that keeps them apart, or pads them to rows of one length.
+
+    Args:
+        family: says how positions look and whether joined samples stay apart.
+        pad_token_id: fills the ends of padded rows.
+        pack: join (True) or pad (False).
+
+    Raises:
+        ConfigError: ``pack`` is asked for, but the family cannot keep samples apart.
+    """
+
+    def __init__(self, family: Family, *, pad_token_id: int, pack: bool) -> None:
+        if pack and not family.packing:
+            raise ConfigError(
+                f'pack_to_max_length: {family.model_type} cannot keep packed samples apart ({family.no_packing_reason}); '
+                'set pack_to_max_length=False'
+            )
+        self.family, self.pad_token_id, self.pack = family, pad_token_id, pack
+
+    def __call__(self, samples: Sequence[LoadedSample]) -> Batch:
+        """One batch.
+
+        Returns:
+            input_ids long[B, L], labels long[B, L], position_ids long[B, L] or long[4, B, L], attention_mask long[B, L]
+            only where rows are padded, and the family's image inputs. Packed: B is 1 and there is no attention_mask,
+            because transformers finds the borders of samples in the positions only when there is none.
+        """
+        batch = self._join(samples) if self.pack else self._pad(samples)
+        for name in self.family.image_inputs:
+            tensors = [sample[name] for sample in samples if name in sample]
+            if tensors:
+                batch[name] = torch.cat(tensors, dim=self.family.image_dim)
+        return batch
+
+    @staticmethod
+    def _join(samples: Sequence[LoadedSample]) -> Batch:
+        labels = []
+        for sample in samples:
+            own = sample['labels'].clone()
+            own[0] = IGNORE_INDEX  # or the last token of the sample before would have to predict it
+            labels.append(own)
+        positions = torch.cat([sample['position_ids'] for sample in samples], dim=-1)
+        return dict(
+            input_ids=torch.cat([sample['input_ids'] for sample in samples])[None],
+            labels=torch.cat(labels)[None],
+            position_ids=positions.unsqueeze(-2),
+        )
+
+    def _pad(self, samples: Sequence[LoadedSample]) -> Batch:
+        ids = [sample['input_ids'] for sample in samples]
+        longest = max(len(i) for i in ids)
+        positions = [_pad_right(sample['position_ids'], longest) for sample in samples]
+        return dict(
+            input_ids=pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
+            labels=pad_sequence([s['labels'] for s in samples], batch_first=True, padding_value=IGNORE_INDEX),
+            attention_mask=pad_sequence([torch.ones_like(i) for i in ids], batch_first=True),
+            position_ids=torch.stack(positions, dim=-2),
+        )
+
+
+def _pad_right(positions: Tensor, length: int) -> Tensor:
+    return torch.nn.functional.pad(positions, (0, length - positions.shape[-1]))

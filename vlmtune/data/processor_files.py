@@ -1,0 +1,53 @@
+"""Writes the files from which other programs rebuild the processor that a model was trained with."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers.utils import cached_file
+
+if TYPE_CHECKING:
+    from vlmtune.data.processor import Processor
+
+# Files of the source that describe how text and images are joined; other programs look for all of them.
+JOINT_FILE = 'processor_config.json'
+_IMAGE_FILE = 'preprocessor_config.json'
+_COPIED_FILES = ('video_preprocessor_config.json',)
+
+
+def read_source_json(source: str, name: str) -> dict[str, Any] | None:
+    """A json file of a model, from its folder or the hub cache; None where it has none."""
+    found = cached_file(
+        source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    return None if found is None else json.loads(Path(found).read_text('utf-8'))
+
+
+def _write(directory: Path, name: str, content: dict[str, Any]) -> None:
+    (directory / name).write_text(json.dumps(content, indent=2, sort_keys=True) + '\n', 'utf-8')
+
+
+def save_processor_files(processor: 'Processor', directory: Path) -> None:
+    """Write tokenizer, chat template and image processor, with the settings that were used.
+
+    ``preprocessor_config.json`` is written as well as ``processor_config.json``: older consumers read only the former.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    processor.tokenizer.save_pretrained(directory)
+    if processor.image_processor is None:
+        return
+    joint = read_source_json(processor.source, JOINT_FILE)
+    source_image = read_source_json(processor.source, _IMAGE_FILE) or {}
+    image = json.loads(processor.image_processor.to_json_string())
+    processor_class = source_image.get('processor_class') or (joint or {}).get('processor_class')
+    if processor_class:
+        image['processor_class'] = processor_class
+    _write(directory, _IMAGE_FILE, image)
+    if joint is not None:
+        if 'image_processor' in joint:
+            joint['image_processor'] = image
+        joint.pop('chat_template', None)
+        _write(directory, JOINT_FILE, joint)
+    for name in _COPIED_FILES:
+        if (content := read_source_json(processor.source, name)) is not None:
+            _write(directory, name, content)

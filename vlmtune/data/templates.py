@@ -1,0 +1,75 @@
+"""Named chat templates, for bare language models and for checkpoints whose own template never ends an answer.
+
+Each is a Jinja template that takes message contents as strings or as lists of parts and supports
+``add_generation_prompt``. ``prompt_template = None`` in a recipe keeps the model's own template, which is the default.
+"""
+
+import difflib
+
+from vlmtune.utils.errors import ConfigError
+
+# Writes one message's content; IMAGE is what the family's marker of an image is.
+_CONTENT = (
+    "{% if m['content'] is string %}{{ m['content'] }}"
+    "{% else %}{% for p in m['content'] %}"
+    "{% if p['type'] == 'image' %}IMAGE{% else %}{{ p['text'] }}{% endif %}"
+    '{% endfor %}{% endif %}'
+)
+
+
+def _turns(before: str = '', *, image: str = '<image>\n', **role_formats: tuple[str, str]) -> str:
+    """A template that writes ``before``, then every message between the two strings of its role."""
+    content = _CONTENT.replace('IMAGE', image)
+    branches = ''.join(
+        f"{{% {'if' if i == 0 else 'elif'} m['role'] == '{role}' %}}{head}{content}{tail}"
+        for i, (role, (head, tail)) in enumerate(role_formats.items())
+    )
+    prompt = role_formats['assistant'][0].rstrip(' ')
+    return (
+        f'{before}{{% for m in messages %}}{branches}{{% endif %}}{{% endfor %}}'
+        f'{{% if add_generation_prompt %}}{prompt}{{% endif %}}'
+    )
+
+
+def _chatml(before: str = '', **kwargs: str) -> str:
+    roles = {role: (f'<|im_start|>{role}\n', '<|im_end|>\n') for role in ('system', 'user', 'assistant')}
+    return _turns(before, **roles, **kwargs)  # type: ignore[arg-type]
+
+
+TEMPLATES: dict[str, str] = {
+    'chatml': _chatml(),
+    'internlm2_chat': _chatml('{{ bos_token }}'),
+    'qwen_vl': _chatml(image='<|vision_start|><|image_pad|><|vision_end|>'),
+    'internvl': _chatml(image='<IMG_CONTEXT>\n'),
+    'vicuna': _turns(
+        '{{ bos_token }}',
+        system=('', ' '),
+        user=('USER: ', ' '),
+        assistant=('ASSISTANT: ', '{{ eos_token }}'),
+    ),
+    'llama3_chat': _turns(
+        '{{ bos_token }}',
+        system=('<|start_header_id|>system<|end_header_id|>\n\n', '<|eot_id|>'),
+        user=('<|start_header_id|>user<|end_header_id|>\n\n', '<|eot_id|>'),
+        assistant=('<|start_header_id|>assistant<|end_header_id|>\n\n', '<|eot_id|>'),
+    ),
+    'alpaca': _turns(
+        '{{ bos_token }}',
+        system=('', '\n\n'),
+        user=('### Instruction:\n', '\n\n'),
+        assistant=('### Response:\n', '{{ eos_token }}\n\n'),
+    ),
+}
+
+
+def find_template(name: str) -> str:
+    """The Jinja text of a named template.
+
+    Raises:
+        ConfigError: no such name; the nearest is named.
+    """
+    if name in TEMPLATES:
+        return TEMPLATES[name]
+    near = difflib.get_close_matches(name, TEMPLATES, n=1)
+    hint = f', did you mean {near[0]!r}?' if near else ''
+    raise ConfigError(f'prompt_template {name!r} does not exist{hint} There are {", ".join(TEMPLATES)}, or None.')
