@@ -1,0 +1,138 @@
+"""``vlmtune train``: from a config to a trained checkpoint."""
+
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.dist import broadcast_object_list
+
+from vlmtune.config import config_mistakes, load_config
+from vlmtune.engine import DeepSpeedStrategy, Runner
+from vlmtune.engine.checkpoint import verify
+from vlmtune.engine.runner import build_data
+from vlmtune.engine.setup import Launcher, init_distributed
+from vlmtune.models.supervised_finetune import PartReport
+from vlmtune.utils.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_REQUIRED = ('processor', 'model', 'train_dataloader', 'optim_wrapper', 'train_cfg', 'randomness')
+_PRESETS = Path(__file__).resolve().parents[1] / 'presets' / 'deepspeed'
+
+
+def deepspeed_config(name_or_path: str) -> str:
+    """The json file of a ZeRO preset ('zero2'; XTuner's 'deepspeed_zero2' means the same) or of a path.
+
+    Raises:
+        ConfigError: neither a preset nor a file.
+    """
+    preset = _PRESETS / f'{name_or_path.removeprefix("deepspeed_")}.json'
+    for candidate in (preset, Path(name_or_path)):
+        if candidate.is_file():
+            return str(candidate)
+    known = ', '.join(sorted(path.stem for path in _PRESETS.glob('*.json')))
+    raise ConfigError(f'--deepspeed {name_or_path}: not a preset ({known}) and not a json file')
+
+
+def parts_table(rows: Sequence[PartReport], *, lr: float) -> str:
+    """What is trained, one line per part."""
+    lines = [f'{"part":<16}{"mode":<8}{"parameters":>16}{"trainable":>14}{"lr":>12}']
+    for row in rows:
+        rate = '-' if row.mode == 'frozen' else f'{lr if row.lr is None else row.lr:.3g}'
+        lines.append(f'{row.part:<16}{row.mode:<8}{row.parameters:>16,}{row.trainable:>14,}{rate:>12}')
+    total, trainable = sum(row.parameters for row in rows), sum(row.trainable for row in rows)
+    lines.append(f'{"all":<24}{total:>16,}{trainable:>14,}{f"{trainable / total:.2%}":>12}')
+    return '\n'.join(lines)
+
+
+def prepare_config(
+    config: str,
+    *,
+    work_dir: str | None = None,
+    resume: str | bool = False,
+    overrides: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    launcher: Launcher = 'none',
+    deepspeed: str | None = None,
+) -> Config:
+    """Read a config and put what the command line says into it.
+
+    Raises:
+        ConfigError: every mistake in the config and the overrides, at once.
+        CheckpointError: ``resume`` names a checkpoint that cannot be used.
+    """
+    cfg = load_config(config, overrides, check=partial(config_mistakes, required=_REQUIRED))
+    cfg.work_dir = work_dir or cfg.get('work_dir') or f'work_dirs/{Path(str(cfg.filename)).stem}'
+    cfg.launcher = launcher
+    if seed is not None:
+        cfg.randomness.seed = seed
+    if resume:
+        cfg.resume = resume
+    if isinstance(cfg.get('resume'), str):
+        verify(Path(cfg.resume))
+        cfg.load_from = None
+    if deepspeed is not None:
+        cfg.strategy = dict(type=DeepSpeedStrategy, config=deepspeed_config(deepspeed))
+    return cfg
+
+
+def train(
+    config: str,
+    *,
+    work_dir: str | None = None,
+    resume: str | bool = False,
+    overrides: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    launcher: Launcher = 'none',
+    deepspeed: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Train as the config says.
+
+    Args:
+        config: path of a config or name of a built-in recipe.
+        work_dir: where checkpoints and logs go; ``work_dirs/<recipe>`` if neither this nor the config says.
+        resume: True continues from the newest valid checkpoint of the work dir, or starts fresh if there is none; a
+            path continues from that one.
+        overrides: ``--cfg-options``.
+        seed: overrides ``randomness.seed``.
+        launcher: 'none', 'pytorch', 'slurm'.
+        deepspeed: a ZeRO preset or the path of a json file.
+        dry_run: check config and data, say what would be trained, and stop; nothing is written.
+
+    Raises:
+        UserError: anything that the user can mend.
+    """
+    cfg = prepare_config(
+        config, work_dir=work_dir, resume=resume, overrides=overrides, seed=seed, launcher=launcher, deepspeed=deepspeed
+    )
+    init_distributed(launcher, alone=cfg.get('strategy') is not None)
+    try:
+        if cfg.randomness.get('seed') is None:
+            drawn = [secrets.randbelow(2**31)]
+            broadcast_object_list(drawn)
+            cfg.randomness.seed = drawn[0]
+        if dry_run:
+            _describe(cfg)
+            return
+        runner = Runner.from_cfg(cfg)
+        logger.info('parts\n%s', parts_table(runner.model.report(), lr=cfg.optim_wrapper.optimizer.lr))
+        runner.train()
+        logger.info('done: %s', runner.work_dir)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _describe(cfg: Config) -> None:
+    _, loader = build_data(cfg)
+    dataset, sampler = loader.dataset, loader.batch_sampler
+    logger.info(
+        'dry run: %d samples, %d tokens, %d packs or batches, %d optimizer steps per epoch; nothing was written',
+        len(dataset), dataset.lengths.sum(), len(sampler.plan), len(sampler),  # type: ignore[arg-type, union-attr]
+    )  # fmt: skip

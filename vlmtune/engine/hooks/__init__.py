@@ -1,0 +1,9 @@
+"""What happens around the steps, one hook per file."""
+
+from vlmtune.engine.hooks.checkpoint import CheckpointHook
+from vlmtune.engine.hooks.dataset_info import DatasetInfoHook
+from vlmtune.engine.hooks.evaluate_chat import EvaluateChatHook
+from vlmtune.engine.hooks.progress_bar import ProgressBarHook
+from vlmtune.engine.hooks.throughput import ThroughputHook
+
+__all__ = ['CheckpointHook', 'DatasetInfoHook', 'EvaluateChatHook', 'ProgressBarHook', 'ThroughputHook']

@@ -1,0 +1,233 @@
+"""The Runner: builds a run from a config, in the order in which mistakes are cheapest, and saves and resumes it."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import barrier, broadcast_object_list, get_dist_info, master_only
+from mmengine.runner import FlexibleRunner, set_random_seed
+from safetensors.torch import load_file, save_file
+
+from vlmtune.config import dump_config
+from vlmtune.data import Processor, StepDataLoader, SupervisedDataset, build_train_loader
+from vlmtune.engine import checkpoint
+from vlmtune.engine.optim import PartwiseOptimWrapperConstructor, unwrap
+from vlmtune.engine.schedules import schedules_in_steps
+from vlmtune.engine.state import message_state, rng_state, set_message_state
+from vlmtune.engine.strategies import DDPStrategy, SingleDeviceStrategy
+from vlmtune.models import SupervisedFinetune
+from vlmtune.registry import DATASETS, MODELS, PROCESSORS
+from vlmtune.utils.device import find_device
+from vlmtune.utils.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS_FILE = 'model.safetensors'
+TRAINER_FILE = 'trainer.json'
+CONFIG_FILE = 'config.py'
+PROCESSOR_DIR = 'processor'
+
+
+def build_data(cfg: Config) -> tuple[Processor, StepDataLoader]:
+    """Processor, data set (planned and checked) and loader of a config."""
+    processor = PROCESSORS.build(cfg.processor)
+    options = dict(cfg.train_dataloader)
+    dataset: SupervisedDataset = DATASETS.build(options.pop('dataset'), default_args=dict(processor=processor))
+    rank, world_size = get_dist_info()
+    loader = build_train_loader(
+        dataset,
+        seed=cfg.randomness.seed,
+        accumulative_counts=cfg.train_cfg.get('accumulative_counts', 1),
+        rank=rank,
+        world_size=world_size,
+        **options,
+    )
+    return processor, loader
+
+
+def build_model(cfg: Config, *, processor: Processor) -> SupervisedFinetune:
+    """The model of a config, with room for the processor's new tokens."""
+    defaults = dict(vocab_size=len(processor.tokenizer) if processor.special_tokens else None, device=str(find_device()))
+    return MODELS.build(cfg.model, default_args=defaults)
+
+
+class Runner(FlexibleRunner):
+    """mmengine's FlexibleRunner with one training loop, checkpoints that are directories, and a resume that is exact.
+
+    Attributes:
+        processor: of the model; hooks use it.
+    """
+
+    processor: Processor
+
+    @classmethod
+    def from_cfg(cls, cfg: Config) -> 'Runner':
+        """Build a run: first the data, whose mistakes cost seconds, then the model, then the rest.
+
+        Raises:
+            UserError: anything in the config, the data or the model that the user can mend.
+        """
+        set_random_seed(cfg.randomness.seed)  # new weights (LoRA) are a function of the seed
+        processor, loader = build_data(cfg)
+        model = build_model(cfg, processor=processor)
+        strategy = cfg.get('strategy') or dict(type=DDPStrategy if get_dist_info()[1] > 1 else SingleDeviceStrategy)
+        optim_wrapper = {'constructor': PartwiseOptimWrapperConstructor, **cfg.optim_wrapper}
+        given = ('param_scheduler', 'train_cfg', 'default_hooks', 'custom_hooks', 'load_from', 'resume', 'log_processor')
+        options = {name: cfg[name] for name in given if cfg.get(name) is not None}
+        runner = cls(
+            model=model,
+            work_dir=cfg.work_dir,
+            experiment_name=cfg.get('experiment_name'),
+            train_dataloader=loader,
+            optim_wrapper=optim_wrapper,
+            strategy=strategy,
+            launcher=cfg.get('launcher', 'none'),
+            env_cfg=cfg.get('env_cfg', {}),
+            log_level=cfg.get('log_level', 'INFO'),
+            visualizer=cfg.get('visualizer'),
+            default_scope='mmengine',
+            randomness=cfg.randomness,
+            cfg=cfg,
+            **options,
+        )
+        runner.processor = processor
+        return runner
+
+    def build_train_loop(self, loop: Any) -> Any:
+        """The loop; once its length is known, schedules in epochs become schedules in steps."""
+        built = super().build_train_loop(loop)
+        if self.param_schedulers is not None:
+            self.param_schedulers = schedules_in_steps(
+                self.param_schedulers, max_steps=built.max_iters, max_epochs=built.max_epochs
+            )
+        return built
+
+    # ---- what mmengine prints and writes at the start, shorter
+
+    def _log_env(self) -> None:
+        for handler in self.logger.handlers:
+            if isinstance(handler, logging.FileHandler):
+                logging.getLogger('vlmtune').addHandler(handler)
+        device = find_device()
+        name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{torch.get_num_threads()} threads'
+        logger.info('device %s (%s), %d processes, seed %s', device, name, self.world_size, self.seed)
+
+    def get_hooks_info(self) -> str:
+        """The hooks in the order in which they run, on one line."""
+        return ', '.join(type(hook).__name__ for hook in self._hooks)
+
+    @master_only
+    def dump_config(self) -> None:
+        """Write the resolved config into this run's log folder."""
+        dump_config(self.cfg, Path(self.log_dir) / CONFIG_FILE)
+
+    # ---- checkpoints
+
+    def save_checkpoint(self, out_dir: str, filename: str, *, save_optimizer: bool = True, **_: Any) -> None:  # type: ignore[override]
+        """Write ``out_dir/filename/``; called by all ranks, between optimizer steps.
+
+        Raises:
+            OSError: it could not be written; older checkpoints are untouched.
+        """
+        target = Path(out_dir, filename)
+        staging = [str(checkpoint.start(target)) if self.rank == 0 else None]
+        broadcast_object_list(staging)
+        directory = Path(str(staging[0]))
+        weights = self.strategy.trainable_state()
+        if save_optimizer:
+            self.strategy.save_optimizer(directory)
+        _write_json(directory / f'rng_{self.rank}.json', rng_state())
+        if self.rank == 0:
+            save_file(weights, directory / WEIGHTS_FILE)
+            _write_json(directory / TRAINER_FILE, self._trainer_state())
+            dump_config(self.cfg, directory / CONFIG_FILE)
+            self.processor.save(directory / PROCESSOR_DIR)
+            self._save_adapter_config(directory)
+        barrier()
+        if self.rank == 0:
+            meta = dict(iteration=self.iter + 1, world_size=self.world_size, resumable=save_optimizer)
+            checkpoint.seal(directory, target, meta=meta)
+            checkpoint.point_to(target)
+        barrier()
+
+    def _save_adapter_config(self, directory: Path) -> None:
+        config = unwrap(self.model).lora_config
+        if config is not None:
+            config.save_pretrained(str(directory))
+
+    def _trainer_state(self) -> dict[str, Any]:
+        loop = self.train_loop
+        return dict(
+            iteration=loop.iter + 1,
+            seed=self.seed,
+            sampler=loop.sampler.state_dict(),
+            schedulers=self.strategy.scheduler_state_dict() if self.param_schedulers else [],
+            messages=message_state(self.message_hub),
+        )
+
+    def load_or_resume(self) -> None:
+        """Resume from, or start from the weights of, a checkpoint, as ``resume`` and ``load_from`` say.
+
+        Raises:
+            CheckpointError: an explicit checkpoint is broken, foreign, or does not fit this run.
+        """
+        if self._resume is True:
+            found = checkpoint.find_latest(Path(self.work_dir))
+            for reason in found.skipped:
+                logger.warning('passed over a broken checkpoint: %s', reason)
+            if found.path is None:
+                logger.info('nothing to resume in %s: starting fresh', self.work_dir)
+                return
+            self._resume_from(found.path)
+        elif self._resume:
+            self._resume_from(Path(self._resume))
+        elif self._load_from:
+            checkpoint.verify(Path(self._load_from))
+            unwrap(self.model).load_trainable(load_file(Path(self._load_from) / WEIGHTS_FILE))
+            logger.info('weights loaded from %s', self._load_from)
+
+    def _resume_from(self, path: Path) -> None:
+        manifest = checkpoint.verify(path)
+        if not manifest['resumable']:
+            raise CheckpointError(f'{path} holds weights only (save_optimizer=False); use load_from to start from them')
+        if manifest['world_size'] != self.world_size:
+            raise CheckpointError(
+                f'{path} was saved by {manifest["world_size"]} processes, this run has {self.world_size}; '
+                'resume with as many, or use load_from to start from its weights'
+            )
+        trainer = json.loads((path / TRAINER_FILE).read_text('utf-8'))
+        loop = self.train_loop
+        unwrap(self.model).load_trainable(load_file(path / WEIGHTS_FILE))
+        self.strategy.load_optimizer(path)
+        loop.sampler.load_state_dict(trainer['sampler'])
+        loop._iter = int(trainer['iteration'])
+        if self.param_schedulers:
+            self.strategy.load_scheduler_state_dict(trainer['schedulers'])
+        set_message_state(self.message_hub, trainer['messages'])
+        loop.rng_to_restore = json.loads((path / f'rng_{self.rank}.json').read_text('utf-8'))
+        logger.info('resumed from %s at iteration %d of %d', path, loop.iter, loop.max_iters)
+
+    def resume(self, *_: Any, **__: Any) -> None:
+        """Closed: mmengine's resume executes a config that it finds inside the checkpoint.
+
+        Raises:
+            CheckpointError: always.
+        """
+        raise CheckpointError('use resume=PATH in the config, or --resume')
+
+    def load_checkpoint(self, *_: Any, **__: Any) -> dict:
+        """Closed: mmengine's loader unpickles.
+
+        Raises:
+            CheckpointError: always.
+        """
+        raise CheckpointError('use load_from=PATH in the config')
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content), 'utf-8')
+
+
