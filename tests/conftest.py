@@ -1,0 +1,46 @@
+"""Fixtures for every room: tiny models and data sets, written once per session; one torch thread per worker."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlmtune.testing import TinyData, write_tiny_data, write_tiny_model
+
+
+@pytest.fixture(scope='session', autouse=True)
+def one_torch_thread() -> None:
+    """Workers run side by side, and tiny matrices do not gain from threads."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope='session')
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``tiny_model('llava', amplify=4.0)``: the directory of a tiny model; the same arguments give the same directory.
+
+    Tests share the directories: read them, never write into them.
+    """
+    written: dict[str, Path] = {}
+
+    def factory(model_type: str, **kwargs: object) -> Path:
+        key = repr((model_type, sorted(kwargs.items())))
+        if key not in written:
+            written[key] = write_tiny_model(model_type, tmp_path_factory.mktemp(model_type), **kwargs)  # type: ignore[arg-type]
+        return written[key]
+
+    return factory
+
+
+@pytest.fixture(scope='session')
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyData]:
+    """``tiny_data('llava', rows=4)``: a tiny data set; the same arguments give the same files. Read only, as above."""
+    written: dict[str, TinyData] = {}
+
+    def factory(format: str = 'llava', **kwargs: object) -> TinyData:
+        key = repr((format, sorted(kwargs.items())))
+        if key not in written:
+            written[key] = write_tiny_data(tmp_path_factory.mktemp(format), format=format, **kwargs)  # type: ignore[arg-type]
+        return written[key]
+
+    return factory

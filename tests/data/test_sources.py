@@ -1,0 +1,217 @@
+"""Rows from files, folders and the hub."""
+
+import io
+import json
+import pickle
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from vlmtune.data.sources import load_rows, where
+from vlmtune.utils.errors import DataError
+
+ROWS = [{'id': 0, 'text': 'a'}, {'id': 'one', 'images': ['x'], 'text': 'é\u2028'}]
+
+
+def picture():
+    buffer = io.BytesIO()
+    Image.new('RGB', (3, 2)).save(buffer, 'PNG')
+    return buffer.getvalue()
+
+
+# ---- read into memory
+
+
+@pytest.mark.parametrize(
+    ('name', 'text', 'places'),
+    [
+        ('a.json', json.dumps(ROWS), ['a.json[0]', 'a.json[1]']),
+        ('a.json', json.dumps({'version': 1, 'data': ROWS}, ensure_ascii=False), ['a.json[0]', 'a.json[1]']),
+        ('a.json', '\ufeff' + json.dumps(ROWS), ['a.json[0]', 'a.json[1]']),
+        (
+            'a.jsonl',
+            '\n' + ' \n\n'.join(json.dumps(row, ensure_ascii=False) for row in ROWS) + '\n\n',
+            ['a.jsonl:2', 'a.jsonl:4'],
+        ),
+        ('a.JSONL', '\r\n'.join(map(json.dumps, ROWS)), ['a.JSONL:1', 'a.JSONL:2']),
+    ],
+)
+def test_json(tmp_path, name, text, places):
+    (tmp_path / name).write_text(text, encoding='utf-8', newline='')
+    rows = load_rows(str(tmp_path / name))
+    assert list(rows) == ROWS
+    assert (len(rows), rows[-1], rows[:1]) == (2, ROWS[1], ROWS[:1])
+    assert [where(rows, i) for i in range(2)] == places
+
+
+def test_csv_guesses_nothing(tmp_path):
+    (tmp_path / 'a.csv').write_text('instruction,input,output\n"two\nlines",,NA\n\n"x,y",007,None\n')
+    rows = load_rows(tmp_path / 'a.csv')
+    assert list(rows) == [
+        {'instruction': 'two\nlines', 'input': None, 'output': 'NA'},
+        {'instruction': 'x,y', 'input': '007', 'output': 'None'},
+    ]
+    assert where(rows, 0) == 'a.csv:2'
+
+
+def test_where_for_a_plain_list():
+    assert where(ROWS, 1) == 'rows[1]'
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'message'),
+    [
+        ('a.jsonl', b'{"a": 1}\n\n{"a": \n', r'/a\.jsonl:3: broken JSON at column 7'),
+        ('a.jsonl', b'[\n{"a": 1}\n]', r'/a\.jsonl:1: broken JSON .*name the file \.json'),
+        ('a.jsonl', b'{"a": 1}\n[2]', r'/a\.jsonl:2: a row is of type list; expected an object'),
+        ('a.jsonl', b'\n\n', 'holds no rows'),
+        ('a.json', b'[{"a": 1},\n{"a" 1}]', r'/a\.json:2: broken JSON at column 6'),
+        ('a.json', b'{"a": 1}\n{"a": 2}', r'/a\.json:2: .*name the file \.jsonl'),
+        ('a.json', b'[{"a": 1}, 5]', r'/a\.json\[1\]: a row is of type int'),
+        ('a.json', b'{"rows": [], "b": 1}', "one object with the keys 'rows', 'b'; expected a list"),
+        ('a.json', b'3', 'holds a int; expected a list'),
+        ('a.json', b'[]', 'holds no rows'),
+        ('a.json', b'', r'/a\.json:1: broken JSON'),
+        ('a.json', b'[' * 100_000, 'nested too deeply'),
+        ('a.json', b'["\xff"]', r'is not UTF-8 text \(byte 2'),
+        ('a.csv', b'a,b\n1,2\n1,2,3\n', r'/a\.csv:3: 3 cells, but the header has 2'),
+        ('a.csv', b'a,b\n"1,2\n', 'broken CSV'),
+        ('a.csv', b'a,b\n', 'holds no rows'),
+        ('a.parquet', b'junk' * 10, r'/a\.parquet cannot be read: .*[Pp]arquet'),
+        ('a.arrow', b'junk' * 10, r'/a\.arrow cannot be read'),
+        ('a.txt', b'x', r"/a\.txt ends in '\.txt'; expected \.json, \.jsonl"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, hf_cache, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as error:
+        load_rows(str(tmp_path / name))
+    assert str(tmp_path) in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'path', ['train.json', 'data/none.parquet', './some/folder', '../x', 'a b', 'a/b/c', '~no such user/x']
+)
+def test_a_missing_file_is_named_in_full(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r'data file not found: /.*data_path') as error:
+        load_rows(path)
+    assert str(tmp_path / path) in str(error.value)
+
+
+def test_one_file_has_no_splits(tmp_path):
+    (tmp_path / 'a.json').write_text('[{}]')
+    for options in ({'split': 'test'}, {'name': 'x'}):
+        with pytest.raises(DataError, match='is one file, which has no split'):
+            load_rows(tmp_path / 'a.json', **options)
+
+
+def test_reading_json_imports_no_datasets(tmp_path):
+    (tmp_path / 'a.json').write_text('[{}]')
+    code = (
+        'import importlib.util, sys, pathlib\n'
+        'spec = importlib.util.spec_from_file_location("sources", pathlib.Path(sys.argv[1]))\n'
+        'module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)\n'
+        'module.load_rows(sys.argv[2]); sys.exit("datasets" in sys.modules)'
+    )
+    source = sys.modules['vlmtune.data.sources'].__file__
+    assert subprocess.run([sys.executable, '-c', code, source, str(tmp_path / 'a.json')], check=False).returncode == 0
+
+
+# ---- tables
+
+
+@pytest.fixture
+def hf_cache(tmp_path, monkeypatch):
+    datasets = pytest.importorskip('datasets')
+    monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', tmp_path / 'cache')
+    return datasets
+
+
+@pytest.fixture
+def table(hf_cache):
+    datasets = hf_cache
+    rows = [
+        {'id': i, 'image': {'bytes': picture(), 'path': 'x.png'}, 'images': [{'bytes': b'broken', 'path': None}]}
+        for i in range(3)
+    ]
+    dataset = datasets.Dataset.from_list(rows).cast_column('image', datasets.Image())
+    return dataset.cast_column('images', datasets.List(datasets.Image()))
+
+
+def check(rows, place):
+    assert len(rows) == 3
+    assert [row['id'] for row in rows] == [0, 1, 2]
+    assert rows[2]['image'] == {'bytes': picture(), 'path': 'x.png'}, 'decoded'
+    assert rows[1]['images'] == [{'bytes': b'broken', 'path': None}], 'decoded'
+    assert [row['id'] for row in rows[1:]] == [1, 2]
+    assert where(rows, 2) == place
+    assert pickle.loads(pickle.dumps(rows))[1]['id'] == 1
+
+
+def test_parquet_file(table, tmp_path):
+    table.to_parquet(tmp_path / 'a.parquet')
+    check(load_rows(tmp_path / 'a.parquet'), 'a.parquet[2]')
+
+
+@pytest.mark.parametrize('kind', ['stream', 'file'])
+def test_arrow_file(table, tmp_path, kind):
+    import pyarrow as pa
+
+    new = pa.ipc.new_stream if kind == 'stream' else pa.ipc.new_file
+    with pa.OSFile(str(tmp_path / 'a.arrow'), 'wb') as sink, new(sink, table.data.schema) as writer:
+        writer.write_table(table.data.table)
+    check(load_rows(tmp_path / 'a.arrow'), 'a.arrow[2]')
+
+
+def test_folder_of_save_to_disk(table, hf_cache, tmp_path):
+    table.save_to_disk(tmp_path / 'one')
+    check(load_rows(tmp_path / 'one'), 'one[2]')
+    with pytest.raises(DataError, match="has no split 'test'"):
+        load_rows(tmp_path / 'one', split='test')
+
+    hf_cache.DatasetDict(train=table, test=table.select([0])).save_to_disk(tmp_path / 'two')
+    check(load_rows(tmp_path / 'two'), 'two/train[2]')
+    assert len(load_rows(tmp_path / 'two', split='test')) == 1
+    with pytest.raises(DataError, match=r"/two has no split 'val', only train, test"):
+        load_rows(tmp_path / 'two', split='val')
+
+
+def test_folder_of_parquet_files(table, tmp_path):
+    (tmp_path / 'd' / 'data').mkdir(parents=True)
+    table.select([0, 1]).to_parquet(tmp_path / 'd' / 'data' / 'train-00000-of-00002.parquet')
+    table.select([2]).to_parquet(tmp_path / 'd' / 'data' / 'train-00001-of-00002.parquet')
+    table.select([1]).to_parquet(tmp_path / 'd' / 'data' / 'test-00000-of-00001.parquet')
+    check(load_rows(tmp_path / 'd'), 'd/train[2]')
+    assert [row['id'] for row in load_rows(tmp_path / 'd', split='test')] == [1]
+    assert len(load_rows(tmp_path / 'd', split='train[:2]')) == 2
+    with pytest.raises(DataError, match=r'/d cannot be read: .*nope'):
+        load_rows(tmp_path / 'd', split='nope')
+
+
+def test_a_folder_of_something_else(tmp_path):
+    (tmp_path / 'a.png').write_bytes(b'x')
+    with pytest.raises(DataError, match='holds no parquet file'):
+        load_rows(tmp_path)
+
+
+def test_hub_id(table, hf_cache, monkeypatch):
+    calls = []
+
+    def answer(path, name, *, split):
+        calls.append((path, name, split))
+        if path == 'nobody/nothing':
+            raise hf_cache.exceptions.DatasetNotFoundError('no such data set')
+        return table
+
+    monkeypatch.setattr(hf_cache, 'load_dataset', answer)
+    check(load_rows('owner/set-1.0', name='small', split='test'), 'owner/set-1.0/test[2]')
+    check(load_rows('squad'), 'squad/train[2]')
+    assert calls == [('owner/set-1.0', 'small', 'test'), ('squad', None, 'train')]
+    with pytest.raises(
+        DataError, match=r'there is no file /.*/nobody/nothing, and .* cannot be read: no such data set'
+    ):
+        load_rows('nobody/nothing')

@@ -1,0 +1,204 @@
+"""Images: where a path may lead, sizes from headers, pixels in RGB.
+
+Sizes are read from headers alone, so that planning decodes nothing. ``read_image_size`` and ``load_image`` look at an
+image in the same way, so the size that was planned is the size that is loaded.
+"""
+
+import errno
+import functools
+import io
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from vlmtune.data.image_refs import shorten
+from vlmtune.structures import ImageRef, ImageSize
+from vlmtune.utils.errors import DataError
+
+MAX_PIXELS = 144_000_000
+"""Images of more pixels are refused before they are decoded. Pillow itself refuses more than 178,956,970."""
+
+# A fixed list: some of Pillow's other readers start programs (EPS) or give an image several sizes (ICO).
+_FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'TIFF', 'BMP', 'PPM', 'AVIF', 'JPEG2000', 'HEIF')
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What Pillow's readers raise on broken files (they document no base class).
+_DECODE_ERRORS = (
+    SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, struct.error, zlib.error,
+    AttributeError, Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
+_BAD_PATH_ERRNOS = {
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL,
+}  # fmt: skip
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+# ---- where a path may lead
+
+
+@functools.lru_cache(maxsize=16)
+def _real_root(absolute_root: str) -> Path:
+    return Path(absolute_root).resolve()
+
+
+def resolve_image_path(ref: ImageRef, root: str | Path | None) -> Path:
+    """The file of a reference: absolute, links resolved.
+
+    Args:
+        ref: a reference that holds a path.
+        root: the image folder. Relative paths start there, and every path must end inside it, also after its links are
+            resolved. None: relative paths start at the working directory and any file may be named.
+
+    Raises:
+        DataError: the path leaves the image folder, or is not a path.
+    """
+    if ref.path is None:
+        raise ValueError(f'{ref} holds bytes, not a path')
+    try:
+        if root is None:
+            return Path(ref.path).resolve()
+        folder = _real_root(os.path.abspath(root))
+        path = (folder / ref.path).resolve()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f'image path cannot be used: {shorten(repr(ref.path))} ({_reason(error)})') from error
+    if not path.is_relative_to(folder):
+        raise DataError(
+            f'image outside the image folder: {shorten(ref.path)} leads to {shorten(str(path))}; '
+            f'expected a file inside image_folder {folder}'
+        )
+    return path
+
+
+# ---- sizes and pixels
+
+
+def read_image_size(
+    ref: ImageRef, *, root: str | Path | None = None, max_pixels_allowed: int = MAX_PIXELS
+) -> ImageSize:
+    """Height and width as ``load_image`` gives them, from the header; no pixel is decoded.
+
+    Args:
+        ref: a path or bytes.
+        root: the image folder, see ``resolve_image_path``.
+        max_pixels_allowed: larger images are refused.
+
+    Raises:
+        DataError: not found, outside the image folder, not an image, or too large.
+    """
+    with _open(ref, root=root, max_pixels_allowed=max_pixels_allowed) as image:
+        width, height = image.size
+        return ImageSize(width, height) if _orientation(image) >= 5 else ImageSize(height, width)
+
+
+def load_image(ref: ImageRef, *, root: str | Path | None = None, max_pixels_allowed: int = MAX_PIXELS) -> Image.Image:
+    """The image in RGB, upright, decoded once.
+
+    EXIF orientation is applied; transparency is put on white; 16-bit grey is scaled to 8 bit; of an animation the
+    first frame is taken. The result carries no metadata.
+
+    Args:
+        ref: a path or bytes.
+        root: the image folder, see ``resolve_image_path``.
+        max_pixels_allowed: larger images are refused before they are decoded.
+
+    Raises:
+        DataError: not found, outside the image folder, not an image, broken, too large, or of a pixel type without a
+            defined range (floating point).
+    """
+    with _open(ref, root=root, max_pixels_allowed=max_pixels_allowed) as image:
+        orientation = _orientation(image)
+        image.load()
+        pixels = _to_rgb(image, name=str(ref))
+        if orientation in _TRANSPOSE:
+            pixels = pixels.transpose(_TRANSPOSE[orientation])
+        pixels.info = {}  # EXIF and the like: nobody may turn the image a second time
+        return pixels
+
+
+@functools.cache
+def _known_formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+@contextmanager
+def _open(ref: ImageRef, *, root: str | Path | None, max_pixels_allowed: int) -> Iterator[Image.Image]:
+    """The opened, not yet decoded image; every way in which it may be broken becomes a DataError that names it."""
+    path = None if ref.data is not None else resolve_image_path(ref, root)
+    name = str(path or ref)
+    try:
+        with Image.open(path or io.BytesIO(ref.data or b''), formats=_known_formats()) as image:
+            _check_size(image, name=name, limit=max_pixels_allowed)
+            yield image
+    except Image.UnidentifiedImageError as error:
+        raise DataError(f'not an image file: {name}; expected {", ".join(_known_formats())}') from error
+    except FileNotFoundError as error:
+        folder = f' (image_folder is {os.fspath(root)!r})' if root is not None else ' (image_folder is not set)'
+        raise DataError(f'image not found: {shorten(name, 300)}{folder}; fix the row, or image_folder') from error
+    except OSError as error:
+        if error.errno is not None and error.errno not in _BAD_PATH_ERRNOS:
+            raise  # the machine's trouble (a full disk, too many open files), not the row's
+        raise DataError(f'image cannot be read: {shorten(name, 300)} ({_reason(error)})') from error
+    except _DECODE_ERRORS as error:
+        raise DataError(f'image cannot be read: {name} ({type(error).__name__}: {error})') from error
+
+
+def _check_size(image: Image.Image, *, name: str, limit: int) -> None:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise DataError(f'image of {width} x {height} pixels: {name}')
+    if width * height > limit:
+        raise DataError(
+            f'image too large: {name} has {width} x {height} = {width * height:,} pixels; '
+            f'expected at most {limit:,}, scale it down'
+        )
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; 1 if there is none, if it is broken, or if Pillow applies it itself."""
+    if image.format == 'TIFF':
+        return 1
+    try:
+        # Not image.getexif(): for PNG files that decodes all pixels to look behind them.
+        value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except (OSError, *_DECODE_ERRORS):
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _to_rgb(image: Image.Image, *, name: str) -> Image.Image:
+    """A new RGB image of the same size, from any mode."""
+    if image.mode == 'F':
+        raise DataError(f'image of floating-point pixels: {name}; their range is not defined, save it with 8 or 16 bit')
+    if image.mode.startswith('I'):
+        return _from_16_bit(image, name=name)
+    if image.has_transparency_data:
+        layer = image.convert('RGBA')
+        white = Image.new('RGBA', layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layer).convert('RGB')
+    return image.convert('RGB')
+
+
+def _from_16_bit(image: Image.Image, *, name: str) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise DataError(
+            f'image of values {values.min()} to {values.max()}: {name}; expected 0 to 65535, save it with 8 or 16 bit'
+        )
+    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert('RGB')
