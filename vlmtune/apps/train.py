@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.dist import broadcast_object_list
 
 from vlmtune.config import config_mistakes, load_config
-from vlmtune.engine import DeepSpeedStrategy, Runner
+from vlmtune.engine import Runner
 from vlmtune.engine.checkpoint import verify
 from vlmtune.engine.runner import build_data
 from vlmtune.engine.setup import Launcher, init_distributed
@@ -77,7 +77,7 @@ def prepare_config(
         verify(Path(cfg.resume))
         cfg.load_from = None
     if deepspeed is not None:
-        cfg.strategy = dict(type=DeepSpeedStrategy, config=deepspeed_config(deepspeed))
+        cfg.strategy = dict(type='vlmtune.engine.DeepSpeedStrategy', config=deepspeed_config(deepspeed))
     return cfg
 
 

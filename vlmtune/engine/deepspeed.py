@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vlmtune.engine.optim import unwrap
 from vlmtune.registry import STRATEGIES
 from vlmtune.utils.device import find_device
-from vlmtune.utils.errors import ConfigError
+from vlmtune.utils.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -75,11 +75,13 @@ class DeepSpeedStrategy(BaseStrategy):
 
     Args:
         config: path of a json file, or a dict.
+        train_micro_batch_size_per_gpu: mmengine gives it; DeepSpeed wants it for its own records.
         kwargs: of mmengine's BaseStrategy.
     """
 
-    def __init__(self, *, config: str | dict[str, Any], **kwargs: Any) -> None:
+    def __init__(self, *, config: str | dict[str, Any], train_micro_batch_size_per_gpu: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.micro_batch_size = train_micro_batch_size_per_gpu
         self.config = json.loads(Path(config).read_text('utf-8')) if isinstance(config, str) else dict(config)
 
     @property
@@ -114,7 +116,7 @@ class DeepSpeedStrategy(BaseStrategy):
         max_norm = self.optim_wrapper.max_norm
         filled = {name: value for name, value in self.config.items() if value != 'auto'}
         filled.update(
-            train_micro_batch_size_per_gpu=1,
+            train_micro_batch_size_per_gpu=self.micro_batch_size,
             gradient_accumulation_steps=1,
             gradient_clipping=0.0 if math.isinf(max_norm) else max_norm,  # 0 means none
             bf16=dict(enabled=dtype == torch.bfloat16),
@@ -128,6 +130,12 @@ class DeepSpeedStrategy(BaseStrategy):
 
     def _wrap_model(self, model: nn.Module) -> nn.Module:
         return model  # prepare() does it: DeepSpeed wraps model and optimizer together
+
+    def load_checkpoint(self, *_: Any, **__: Any) -> dict:
+        """Closed, as are the two below: the Runner reads and writes checkpoint directories."""
+        raise CheckpointError('checkpoints are read by the Runner: use load_from or resume in the config')
+
+    resume = save_checkpoint = load_checkpoint
 
     def micro_step(self, *, last: bool) -> AbstractContextManager:
         """Gradients are exchanged after the last micro-batch only."""
@@ -161,6 +169,9 @@ class DeepSpeedStrategy(BaseStrategy):
     def save_optimizer(self, directory: Path) -> None:
         """Write DeepSpeed's sharded state; every rank writes its own shard."""
         self.model.save_checkpoint(str(directory), tag=_TAG, save_latest=False, exclude_frozen_parameters=True)
+        if self.rank == 0:
+            for script in directory.glob('zero_to_*.py'):
+                script.unlink()  # DeepSpeed adds programs; a checkpoint of ours holds data
 
     def load_optimizer(self, directory: Path) -> None:
         """Read what ``save_optimizer`` wrote."""

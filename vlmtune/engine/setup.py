@@ -3,6 +3,7 @@
 mmengine's own set-up calls CUDA on machines without it; it skips itself where a group exists.
 """
 
+import logging
 import os
 from typing import Literal
 
@@ -39,6 +40,8 @@ def init_distributed(launcher: Launcher, *, alone: bool = False) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
     dist.init_process_group(backend)
+    if dist.get_rank() != 0:
+        logging.getLogger('vlmtune').setLevel(logging.WARNING)  # the first rank speaks for all
 
 
 def _environment_from_slurm() -> None:

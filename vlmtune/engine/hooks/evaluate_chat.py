@@ -81,7 +81,10 @@ class EvaluateChatHook(Hook):
             return
         if runner.rank == 0:
             before = rng_state()
-            answers = generate(unwrap(runner.model), runner.processor, self.conversations, **self.generation)
+            model = unwrap(runner.model)
+            answers = generate(
+                model.model, runner.processor, self.conversations, autocast_dtype=model.dtype, **self.generation
+            )
             set_rng_state(before)
             self._record(runner, iteration, answers)
         barrier()
