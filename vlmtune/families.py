@@ -135,5 +135,5 @@ def find_family(model_type: str) -> Family:
     hint = f', the nearest is {near[0]!r}' if near else ''
     raise ModelError(
         f'model type {model_type!r} is not supported{hint}; supported are {", ".join(sorted(FAMILIES))} '
-        '(docs/add_a_model.md says how to add a row)'
+        '(CONTRIBUTING.md says how to add a family)'
     )
