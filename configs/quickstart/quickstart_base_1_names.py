@@ -1,0 +1,127 @@
+# vlmtune train quickstart_base_1_names                                    (2 CPU cores, about 10 minutes)
+# First stage of the quickstart's base model, from scratch: see, by naming shifted and mirrored copies of the train images.
+# quickstart/README.md has the commands before and after.
+from mmengine.config import read_base
+
+with read_base():
+    from vlmtune.presets.default_runtime import *
+
+from mmengine.optim import CosineAnnealingLR, LinearLR
+from torch.optim import AdamW
+
+from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, llava_map_fn, load_rows
+from vlmtune.engine import DatasetInfoHook, EvaluateChatHook, TrainLoop
+from vlmtune.models import SupervisedFinetune
+
+#######################################################################
+#                          PART 1  Settings                           #
+#######################################################################
+# Model
+pretrained_model_name_or_path = 'quickstart/data/untrained'
+prompt_template = None  # the model's own
+
+# Data
+data_root = 'quickstart/data'
+data_path = data_root + '/base_1_names.jsonl'
+image_folder = data_root + '/images'
+max_length = 256  # tokens, image tokens included
+pack_to_max_length = False  # samples are nearly of one length
+
+# Tuning
+tune = dict(vision_encoder='full', projector='full', llm='full')
+quantization = None
+dtype = 'float32'
+gradient_checkpointing = False
+attn_implementation = 'sdpa'
+
+# Optimisation
+batch_size = 16  # per device
+accumulative_counts = 1
+dataloader_num_workers = 1
+max_epochs = 6
+optim_type = AdamW
+lr = 1e-3
+betas = (0.9, 0.98)
+weight_decay = 0.05
+max_norm = 1.0
+warmup_ratio = 0.05
+seed = 0
+
+# Saving and looking
+save_steps = 1000
+save_total_limit = 1
+evaluation_freq = 1000
+evaluation_inputs = ['what is it?', 'what is it?']
+evaluation_images = [image_folder + '/test/0.png', image_folder + '/test/1.png']
+SYSTEM = None
+
+#######################################################################
+#                      PART 2  Model & processor                      #
+#######################################################################
+processor = dict(
+    type=Processor,
+    pretrained_model_name_or_path=pretrained_model_name_or_path,
+    prompt_template=prompt_template,
+)
+model = dict(
+    type=SupervisedFinetune,
+    pretrained_model_name_or_path=pretrained_model_name_or_path,
+    tune=tune,
+    quantization=quantization,
+    dtype=dtype,
+    gradient_checkpointing=gradient_checkpointing,
+    attn_implementation=attn_implementation,
+)
+
+#######################################################################
+#                    PART 3  Dataset & dataloader                     #
+#######################################################################
+train_dataset = dict(
+    type=SupervisedDataset,
+    rows=dict(type=load_rows, path=data_path),
+    dataset_map_fn=dict(type=llava_map_fn),
+    template_map_fn=dict(type=chat_template_map_fn),
+    image_folder=image_folder,
+    max_length=max_length,
+)
+train_dataloader = dict(
+    dataset=train_dataset,
+    batch_size=batch_size,
+    num_workers=dataloader_num_workers,
+    pack_to_max_length=pack_to_max_length,
+)
+
+#######################################################################
+#                   PART 4  Scheduler & optimizer                     #
+#######################################################################
+optim_wrapper = dict(
+    optimizer=dict(type=optim_type, lr=lr, betas=betas, weight_decay=weight_decay),
+    clip_grad=dict(max_norm=max_norm),
+)
+warmup_epochs = warmup_ratio * max_epochs
+param_scheduler = [
+    dict(type=LinearLR, start_factor=1e-5, begin=0, end=warmup_epochs, convert_to_iter_based=True),
+    dict(type=CosineAnnealingLR, eta_min=0.0, begin=warmup_epochs, end=max_epochs, convert_to_iter_based=True),
+]
+train_cfg = dict(type=TrainLoop, max_epochs=max_epochs, accumulative_counts=accumulative_counts)
+
+#######################################################################
+#                           PART 5  Runtime                           #
+#######################################################################
+default_hooks.checkpoint.interval = save_steps
+default_hooks.checkpoint.max_keep_ckpts = save_total_limit
+default_hooks.logger.interval = 100
+custom_hooks = [
+    dict(type=DatasetInfoHook),
+    dict(
+        type=EvaluateChatHook,
+        every_n_iters=evaluation_freq,
+        inputs=evaluation_inputs,
+        images=evaluation_images,
+        system=SYSTEM,
+        max_new_tokens=16,
+    ),
+]
+randomness = dict(seed=seed)
+load_from = None
+resume = False
