@@ -17,5 +17,9 @@ class ModelError(UserError):
     """A model directory, a family or a tuning request is wrong."""
 
 
+class TrainingError(UserError):
+    """Training cannot go on."""
+
+
 class CheckpointError(UserError):
     """A checkpoint or an export is missing, broken or foreign."""

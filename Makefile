@@ -1,0 +1,44 @@
+# Every target makes its own .venv first. PYTHON=python3.12 make install chooses another interpreter.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED := .venv/.installed
+CODE := vlmtune tests tools configs setup.py $(wildcard benchmarks quickstart)
+TESTS := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 -rs
+
+.PHONY: install format checks test test-slow quickstart bench clean
+
+install: $(INSTALLED)
+
+# torch comes first, alone: deepspeed is built from source and looks at the torch that is there. Nothing is built in
+# isolation, so that every package sees the same versions.
+$(INSTALLED): setup.py requirements.txt constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install -q -c constraints.txt setuptools wheel torch
+	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[dev,quickstart,tensorboard]'
+	touch $@
+
+format: install
+	$(BIN)/ruff check --fix --select I -q $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+checks: install
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_floors.py
+
+test: install
+	$(TESTS) -m 'not slow and not gpu'
+
+test-slow: install
+	$(TESTS) -m 'slow and not gpu'
+
+quickstart: install
+	$(BIN)/python quickstart/run.py
+
+bench: install
+	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

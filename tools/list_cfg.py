@@ -1,0 +1,8 @@
+"""``vlmtune list-cfg``, for those who work in a checkout."""
+
+import sys
+
+from vlmtune.cli import main
+
+if __name__ == '__main__':
+    sys.exit(main(['list-cfg', *sys.argv[1:]]))

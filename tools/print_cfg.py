@@ -1,0 +1,8 @@
+"""``vlmtune print-cfg``, for those who work in a checkout."""
+
+import sys
+
+from vlmtune.cli import main
+
+if __name__ == '__main__':
+    sys.exit(main(['print-cfg', *sys.argv[1:]]))

@@ -1,0 +1,8 @@
+"""``vlmtune train``, for those who work in a checkout."""
+
+import sys
+
+from vlmtune.cli import main
+
+if __name__ == '__main__':
+    sys.exit(main(['train', *sys.argv[1:]]))

@@ -1,0 +1,284 @@
+"""The command line. Heavy imports stand inside the verbs, so that ``--help`` and ``list-cfg`` answer at once."""
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from vlmtune import __version__
+from vlmtune.apps.configs import copy_config, list_configs
+from vlmtune.utils.errors import UserError
+
+_NPROC_VARIABLE = 'NPROC_PER_NODE'
+_HANDLER = 'vlmtune terminal'
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0, 1 for a failure, 2 for a wrong command line, 130 for Ctrl-C."""
+    arguments = build_parser().parse_args(argv)
+    _log_to_terminal(arguments.debug)
+    try:
+        code = arguments.run(arguments) or 0
+        sys.stdout.flush()  # a closed pipe shows here
+        return code
+    except BrokenPipeError:  # `vlmtune list-cfg | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        _complain('interrupted')
+        return 130
+    except UserError as error:
+        _complain(str(error), debug=arguments.debug)
+    except Exception as error:
+        hint = '' if arguments.debug else ' (run again with --debug for the traceback)'
+        _complain(f'{type(error).__name__}: {error}{hint}', debug=arguments.debug)
+    return 1
+
+
+def _complain(message: str, *, debug: bool = False) -> None:
+    if debug:
+        traceback.print_exc()
+    rank = os.environ.get('RANK')
+    print(f'error: {message}' if rank in (None, '0') else f'error on rank {rank}: {message}', file=sys.stderr)
+
+
+def _log_to_terminal(debug: bool) -> None:
+    """Shows what the library logs, of the first process only."""
+    logger = logging.getLogger('vlmtune')
+    for handler in [handler for handler in logger.handlers if handler.name == _HANDLER]:
+        logger.removeHandler(handler)
+    terminal = logging.StreamHandler()
+    terminal.name = _HANDLER
+    terminal.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(message)s', '%m/%d %H:%M:%S'))
+    terminal.setLevel(logging.NOTSET if os.environ.get('RANK', '0') == '0' else logging.WARNING)
+    logger.addHandler(terminal)
+    logger.setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for a wrong command line, as for any other failure; options are not abbreviated."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{'allow_abbrev': False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with code 2."""
+        self.exit(2, f'error: {message}; see `{self.prog} --help`\n')
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every verb and option."""
+    parser = _Parser(prog='vlmtune', description='Fine-tune vision-language models from one Python config file.')
+    parser.add_argument('--version', action='version', version=f'vlmtune {__version__}')
+    parser.add_argument('--debug', action='store_true', help='show tracebacks and debug messages')
+    verbs = parser.add_subparsers(title='verbs', metavar='VERB', required=True, parser_class=_Parser)
+    _add_train(verbs)
+    _add_convert(verbs)
+    _add_chat(verbs)
+    _add_config_verbs(verbs)
+    return parser
+
+
+def _add_verb(verbs: Any, name: str, run: Any, help: str) -> argparse.ArgumentParser:
+    verb: argparse.ArgumentParser = verbs.add_parser(name, help=help, description=help)
+    verb.add_argument('--debug', action='store_true', default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    verb.set_defaults(run=run)
+    return verb
+
+
+def _add_overrides(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action='extend',
+        default=[],
+        metavar='K=V',
+        help='override settings and deeper keys: lr=1e-5 tune.llm=full model.lora.r=8',
+    )
+
+
+def _add_train(verbs: Any) -> None:
+    verb = _add_verb(verbs, 'train', _train, 'train as a config says')
+    verb.add_argument('config', metavar='CONFIG', help='a .py file, or the name of a built-in config')
+    verb.add_argument('--work-dir', metavar='D', help='where checkpoints and logs go (work_dirs/<config>)')
+    verb.add_argument(
+        '--resume',
+        nargs='?',
+        const=True,
+        default=False,
+        metavar='CKPT',
+        help='continue from CKPT, or from the newest checkpoint of the work dir; starts fresh if there is none',
+    )
+    _add_overrides(verb)
+    verb.add_argument('--seed', type=int, metavar='N')
+    verb.add_argument('--launcher', choices=('none', 'pytorch', 'slurm'), default='none', help='who started us')
+    verb.add_argument('--deepspeed', metavar='NAME', help='zero1, zero2, zero3, zero2_offload, zero3_offload or a file')
+    verb.add_argument(
+        '--nproc',
+        type=_positive,
+        metavar='N',
+        help=f'start N processes on this machine through torchrun (or ${_NPROC_VARIABLE})',
+    )
+    verb.add_argument('--dry-run', action='store_true', help='check config and data, say what would happen, and stop')
+
+
+def _add_convert(verbs: Any) -> None:
+    convert = verbs.add_parser('convert', help='turn checkpoints into Hugging Face models')
+    kinds = convert.add_subparsers(title='kinds', metavar='KIND', required=True, parser_class=_Parser)
+    verb = _add_verb(kinds, 'pth_to_hf', _pth_to_hf, 'write a checkpoint as a PEFT adapter or a full model')
+    verb.add_argument('config', metavar='CONFIG')
+    verb.add_argument('checkpoint', metavar='CKPT', help='a directory iter_N.pth')
+    verb.add_argument('output', metavar='OUT')
+    _add_export_options(verb)
+    verb = _add_verb(kinds, 'merge', _merge, 'merge a PEFT adapter into its base model')
+    verb.add_argument('base', metavar='BASE')
+    verb.add_argument('adapter', metavar='ADAPTER')
+    verb.add_argument('output', metavar='OUT')
+    _add_export_options(verb)
+
+
+def _add_export_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument('--max-shard-size', default='5GB', metavar='SIZE', help='of one safetensors file (5GB)')
+    dtype = verb.add_mutually_exclusive_group()
+    dtype.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'), help="of the weights (the model's own)")
+    dtype.add_argument('--fp32', action='store_const', const='float32', dest='dtype', help='short for --dtype float32')
+    verb.add_argument('--device', choices=('cuda', 'cpu', 'auto'), default='auto')
+    verb.add_argument(
+        '--format',
+        choices=('hf', 'original'),
+        default='hf',
+        dest='layout',
+        help="hf: for Auto classes and serving engines; original: the layout of the model's own code",
+    )
+
+
+def _add_chat(verbs: Any) -> None:
+    verb = _add_verb(verbs, 'chat', _chat, 'talk with a model about images')
+    verb.add_argument('model', metavar='MODEL')
+    verb.add_argument('--adapter', metavar='A', help='a PEFT adapter on top of MODEL')
+    verb.add_argument('--image', nargs='+', action='extend', default=[], dest='images', metavar='FILE')
+    verb.add_argument('--prompt', metavar='TEXT', help='answer this and stop; without it, a conversation')
+    verb.add_argument('--system', metavar='S')
+    verb.add_argument('--max-new-tokens', type=_positive, default=512, metavar='N')
+    verb.add_argument('--temperature', type=float, default=0.0, metavar='T', help='0 (the default) is greedy')
+    verb.add_argument('--top-p', type=float, default=1.0, metavar='P')
+    verb.add_argument('--top-k', type=int, default=0, metavar='K', help='0 (the default) is no limit')
+    verb.add_argument('--seed', type=int, metavar='N')
+    verb.add_argument('--bits', type=int, choices=(4, 8), help='load quantised')
+
+
+def _add_config_verbs(verbs: Any) -> None:
+    verb = _add_verb(verbs, 'list-cfg', _list_cfg, 'list the built-in configs')
+    verb.add_argument('-p', '--pattern', metavar='PATTERN', help='part of the name, or with wildcards: "*_qlora"')
+    verb = _add_verb(verbs, 'copy-cfg', _copy_cfg, 'copy a built-in config')
+    verb.add_argument('name', metavar='NAME')
+    verb.add_argument('directory', metavar='DIR')
+    verb = _add_verb(verbs, 'print-cfg', _print_cfg, 'print a config with everything resolved')
+    verb.add_argument('config', metavar='CONFIG', help='a .py file, or the name of a built-in config')
+    _add_overrides(verb)
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f'expected a positive integer, got {text!r}')
+    return number
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from vlmtune.config import load_config, parse_cfg_options
+
+    overrides = parse_cfg_options(arguments.cfg_options)
+    nproc = _processes(arguments)
+    if nproc > 1:
+        from vlmtune.apps.launch import launch
+
+        load_config(arguments.config, overrides)  # its mistakes are better told once than by every process
+        return launch(train_command(arguments), nproc=nproc, debug=arguments.debug)
+    from vlmtune.apps.train import train
+
+    train(
+        arguments.config,
+        work_dir=arguments.work_dir,
+        resume=arguments.resume,
+        overrides=overrides,
+        seed=arguments.seed,
+        launcher=arguments.launcher,
+        deepspeed=arguments.deepspeed,
+        dry_run=arguments.dry_run,
+    )
+    return 0
+
+
+def _processes(arguments: argparse.Namespace) -> int:
+    """How many processes we have to start ourselves.
+
+    Raises:
+        UserError: both a launcher and --nproc are given, or the variable is no number.
+    """
+    if arguments.launcher != 'none':
+        if arguments.nproc:
+            raise UserError(f'--nproc starts the processes itself; leave out --launcher {arguments.launcher}')
+        return 1
+    text = os.environ.get(_NPROC_VARIABLE, '1')
+    if not arguments.nproc and not (text.isdecimal() and int(text) > 0):
+        raise UserError(f'{_NPROC_VARIABLE} holds {text!r}, expected a positive integer')
+    return arguments.nproc or int(text)
+
+
+def train_command(arguments: argparse.Namespace) -> list[str]:
+    """The command of one of the processes that ``--nproc`` starts."""
+    command = ['train', arguments.config, '--launcher', 'pytorch']
+    for option, value in (
+        ('--work-dir', arguments.work_dir),
+        ('--seed', arguments.seed),
+        ('--deepspeed', arguments.deepspeed),
+    ):
+        command += [option, str(value)] if value is not None else []
+    if arguments.resume:
+        command += ['--resume'] if arguments.resume is True else ['--resume', arguments.resume]
+    command += ['--dry-run'] if arguments.dry_run else []
+    command += ['--debug'] if arguments.debug else []
+    return command + (['--cfg-options', *arguments.cfg_options] if arguments.cfg_options else [])
+
+
+def _pth_to_hf(arguments: argparse.Namespace) -> None:
+    from vlmtune.apps.convert import pth_to_hf
+
+    pth_to_hf(arguments.config, arguments.checkpoint, arguments.output, **_export_options(arguments))
+
+
+def _merge(arguments: argparse.Namespace) -> None:
+    from vlmtune.apps.merge import merge
+
+    merge(arguments.base, arguments.adapter, arguments.output, **_export_options(arguments))
+
+
+def _export_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = ('max_shard_size', 'dtype', 'device', 'layout')
+    return {name: getattr(arguments, name) for name in names}
+
+
+def _chat(arguments: argparse.Namespace) -> None:
+    from vlmtune.apps.chat import chat
+
+    names = ('adapter', 'images', 'prompt', 'system', 'max_new_tokens', 'temperature', 'top_p', 'top_k', 'seed', 'bits')
+    chat(arguments.model, **{name: getattr(arguments, name) for name in names})
+
+
+def _list_cfg(arguments: argparse.Namespace) -> None:
+    list_configs(arguments.pattern)
+
+
+def _copy_cfg(arguments: argparse.Namespace) -> None:
+    copy_config(arguments.name, arguments.directory)
+
+
+def _print_cfg(arguments: argparse.Namespace) -> None:
+    from vlmtune.apps.print_config import print_config
+    from vlmtune.config import parse_cfg_options
+
+    print_config(arguments.config, overrides=parse_cfg_options(arguments.cfg_options))

@@ -1,0 +1,26 @@
+"""What every run has and hardly anyone edits; a recipe changes a leaf through its owner:
+
+``default_hooks.checkpoint.interval = save_steps``. Steps are optimizer steps.
+"""
+
+from mmengine.hooks import IterTimerHook, LoggerHook, ParamSchedulerHook, RuntimeInfoHook
+
+from vlmtune.engine import CheckpointHook, ProgressBarHook, ThroughputHook
+
+default_hooks = dict(
+    runtime_info=dict(type=RuntimeInfoHook),
+    timer=dict(type=IterTimerHook),
+    throughput=dict(type=ThroughputHook),
+    logger=dict(type=LoggerHook, interval=10, log_metric_by_epoch=False),
+    progress=dict(type=ProgressBarHook),
+    param_scheduler=dict(type=ParamSchedulerHook),
+    checkpoint=dict(type=CheckpointHook, interval=500, max_keep_ckpts=2, save_optimizer=True),
+    sampler_seed=None,  # the sampler's order is a function of (seed, epoch); mmengine's hook is not wanted
+)
+env_cfg = dict(cudnn_benchmark=False)
+log_level = 'INFO'
+log_processor = dict(by_epoch=False, window_size=10)
+visualizer = None  # for example dict(type=Visualizer, vis_backends=[dict(type=TensorboardVisBackend)])
+load_from = None
+resume = False
+randomness = dict(seed=None)
