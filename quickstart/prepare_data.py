@@ -24,8 +24,8 @@ DATA = Path(__file__).resolve().parent / 'data'
 COLOURS = ('black', 'blue', 'brown', 'gray', 'green', 'red', 'teal', 'yellow')
 SHAPES = ('circle', 'rectangle', 'triangle')
 DESCRIBE = 'Describe the picture.'
-FINE_TUNE_IMAGES = 600
-HELD_OUT_IMAGES = 300
+FINE_TUNE_IMAGES = 1600
+HELD_OUT_IMAGES = 400
 SHIFT = 6  # pixels, of the shifted copies that the base model's first stage sees
 COPIES = 3  # changed copies per image
 
@@ -146,6 +146,7 @@ def main() -> None:
     if arguments.base:
         write_rows('base_1_names', changed_copies())
         write_rows('base_2_questions', grouped_questions(turns=4))
+        write_rows('base_3_questions', grouped_questions(turns=1))
         test = sorted(questions('test').items())
         write_rows('questions_test', (row(f'test/{image}.png', [pair]) for image, pairs in test for pair in pairs))
 
