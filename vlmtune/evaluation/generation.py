@@ -3,17 +3,18 @@
 Letters: B rows, L tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlmtune.data import Processor
 from vlmtune.data.images import load_image, read_image_size
-from vlmtune.models import SupervisedFinetune
 from vlmtune.structures import Conversation, Sample
+from vlmtune.utils.errors import ConfigError, DataError
 
 
 def encode_prompt(processor: Processor, conversation: Conversation, *, image_root: Path | None = None) -> Sample:
@@ -22,7 +23,9 @@ def encode_prompt(processor: Processor, conversation: Conversation, *, image_roo
     return processor.tokenize(conversation, image_sizes=sizes, add_generation_prompt=True)
 
 
-def prompt_inputs(processor: Processor, samples: Sequence[Sample], *, image_root: Path | None = None) -> dict[str, Tensor]:
+def prompt_inputs(
+    processor: Processor, samples: Sequence[Sample], *, image_root: Path | None = None
+) -> dict[str, Tensor]:
     """Prompts of one batch, padded on the left.
 
     Returns:
@@ -42,12 +45,45 @@ def prompt_inputs(processor: Processor, samples: Sequence[Sample], *, image_root
     return {**inputs, **processor.image_inputs(images)}
 
 
+def stop_tokens(processor: Processor, from_model: int | Sequence[int] | None = None) -> list[int]:
+    """Tokens that end an answer: the model's own, the tokenizer's, and what the chat template closes a turn with.
+
+    A template that closes turns with nothing adds nothing; one cannot train with it, but the model can answer.
+    """
+    try:
+        return processor.stop_token_ids(from_model)
+    except DataError:
+        own = [from_model] if isinstance(from_model, int) else list(from_model or ())
+        eos = processor.tokenizer.eos_token_id
+        return sorted({*own, *([] if eos is None else [eos])})
+
+
+@contextmanager
+def answering(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in evaluation mode; afterwards every module is in the mode it was in.
+
+    Except for 4-bit layers of bitsandbytes on a CPU that has AVX512-BF16: evaluation makes those rewrite their weights,
+    for good, in a layout that gives no gradients and cannot be dequantised. They act alike in both modes otherwise.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    for module, _ in modes:
+        if getattr(module, 'support_avx512bf16_for_cpu', False):
+            module.training = True
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 @torch.no_grad()
 def generate(
-    model: SupervisedFinetune,
+    model: Any,
     processor: Processor,
     conversations: Sequence[Conversation],
     *,
+    autocast_dtype: torch.dtype | None = None,
     batch_size: int = 1,
     image_root: Path | None = None,
     streamer: Any = None,
@@ -58,38 +94,38 @@ def generate(
     The mode of the model is restored; random generators move only if ``do_sample`` is set.
 
     Args:
-        model: the model; it is used where it is.
+        model: any transformers model that can generate, with or without an adapter in it; it is used where it is.
         processor: of the model.
         conversations: each ends with a user message.
+        autocast_dtype: what to compute in where the weights are of several dtypes; None computes in the weights' own.
         batch_size: prompts that are answered together; prompts of like length meet.
         image_root: root of relative image paths.
         streamer: of transformers; batch_size must be 1.
         generation: settings of transformers' ``generate``; greedy unless ``do_sample`` is set.
+
+    Raises:
+        DataError: a conversation does not fit the chat template, or an image cannot be read.
+        ConfigError: a streamer and several rows.
     """
+    if streamer is not None and batch_size != 1:
+        raise ConfigError(f'answers can be streamed one at a time only, but batch_size is {batch_size}; set it to 1')
     samples = [encode_prompt(processor, conversation, image_root=image_root) for conversation in conversations]
     order = sorted(range(len(samples)), key=lambda i: len(samples[i]))
     answers = [''] * len(samples)
-    stop = processor.stop_token_ids(model.model.generation_config.eos_token_id)
-    settings = {'do_sample': False, **generation}
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    try:
+    settings = {
+        'do_sample': False,
+        **generation,
+        'eos_token_id': stop_tokens(processor, model.generation_config.eos_token_id),
+        'pad_token_id': processor.tokenizer.pad_token_id,
+        'streamer': streamer,
+    }
+    device, reduced = model.device, autocast_dtype not in (None, torch.float32)
+    with answering(model), torch.autocast(device.type, dtype=autocast_dtype, enabled=reduced):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             inputs = prompt_inputs(processor, [samples[i] for i in rows], image_root=image_root)
-            inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-            with torch.autocast(device.type, dtype=model.dtype, enabled=model.dtype != torch.float32):
-                output = model.model.generate(
-                    **inputs,
-                    **settings,
-                    eos_token_id=stop,
-                    pad_token_id=processor.tokenizer.pad_token_id,
-                    streamer=streamer,
-                )
+            output = model.generate(**{name: tensor.to(device) for name, tensor in inputs.items()}, **settings)
             new = output[:, inputs['input_ids'].shape[1] :]
             for i, text in zip(rows, processor.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
                 answers[i] = text.strip()
-    finally:
-        model.train(was_training)
     return answers

@@ -57,7 +57,9 @@ class EvaluateChatHook(Hook):
         self.inputs = [inputs] if isinstance(inputs, str) else list(inputs)
         images = [images] * len(self.inputs) if images is None or isinstance(images, str) else list(images)
         if len(images) != len(self.inputs):
-            raise ConfigError(f'evaluation_images has {len(images)} entries, evaluation_inputs {len(self.inputs)}; give one each')
+            raise ConfigError(
+                f'evaluation_images has {len(images)} entries, evaluation_inputs {len(self.inputs)}; give one each'
+            )
         self.conversations = [_conversation(q, i, system) for q, i in zip(self.inputs, images, strict=True)]
         self.every_n_iters = every_n_iters
         self.generation = dict(generation or {}, max_new_tokens=max_new_tokens)
@@ -94,7 +96,13 @@ class EvaluateChatHook(Hook):
             for i, (conversation, answer) in enumerate(zip(self.conversations, answers, strict=True)):
                 images = [str(image) for image in conversation.images]
                 shown = f' {images}' if images else ''
-                logger.info('sample answer at iteration %d%s\n  asked: %s\n  answer: %s', iteration, shown, self.inputs[i], answer)
+                logger.info(
+                    'sample answer at iteration %d%s\n  asked: %s\n  answer: %s',
+                    iteration,
+                    shown,
+                    self.inputs[i],
+                    answer,
+                )
                 row = dict(iteration=iteration, input=self.inputs[i], images=images, answer=answer)
                 file.write(json.dumps(row, ensure_ascii=False) + '\n')
                 for image in conversation.images:

@@ -1,0 +1,123 @@
+"""Checkpoints without training: a tiny model, its trainable weights moved, written the way the engine writes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from vlmtune.config import dump_config, load_config
+from vlmtune.data import Processor
+from vlmtune.engine import checkpoint
+from vlmtune.engine.runner import CONFIG_FILE, PROCESSOR_DIR, WEIGHTS_FILE
+from vlmtune.engine.strategies import trainable_state
+from vlmtune.evaluation.generation import answering, encode_prompt, prompt_inputs
+from vlmtune.models import SupervisedFinetune
+from vlmtune.structures import Conversation, ImagePart, ImageRef, Message, TextPart
+
+LORA = dict(r=4, alpha=16)
+_CONFIG = """
+from vlmtune.data import SupervisedDataset, load_rows
+from vlmtune.models import SupervisedFinetune
+
+pretrained_model_name_or_path = {base!r}
+model = dict(type=SupervisedFinetune, pretrained_model_name_or_path=pretrained_model_name_or_path, tune={tune!r},
+             quantization={quantization!r}, dtype={dtype!r})
+train_dataloader = dict(dataset=dict(type=SupervisedDataset, rows=dict(type=load_rows, path='/data/squares.json')))
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished tiny run."""
+
+    base: str
+    config: str
+    checkpoint: str
+    model: SupervisedFinetune
+    processor: Processor
+
+    def logits(self, model: torch.nn.Module | None = None) -> torch.Tensor:
+        """float[1, L, V] for a fixed conversation, of the trained model or another one, computed as in training."""
+        model = self.model.model if model is None else model
+        autocast = torch.autocast('cpu', dtype=self.model.dtype, enabled=self.model.dtype != torch.float32)
+        with torch.no_grad(), answering(model), autocast:
+            return model(**self.inputs(), use_cache=False).logits.float()
+
+    def inputs(self) -> dict[str, torch.Tensor]:
+        image = Path(self.config).with_name('square.png')
+        sample = encode_prompt(self.processor, question(image if self.processor.family.has_vision else None))
+        return prompt_inputs(self.processor, [sample])
+
+
+def question(image: Path | None = None, text: str = 'What colour is the square?') -> Conversation:
+    parts = () if image is None else (ImagePart(0),)
+    images = () if image is None else (ImageRef(path=str(image)),)
+    return Conversation((Message('user', (*parts, TextPart(text))),), images)
+
+
+@pytest.fixture(scope='session')
+def trained_run(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    """``trained_run('llava', llm='lora', projector='full')``; the same arguments give the same run. Read only."""
+    made: dict[str, Run] = {}
+
+    def factory(
+        model_type: str,
+        *,
+        lora: dict[str, object] | None = None,
+        quantization: str | None = None,
+        dtype: str = 'float32',
+        special_tokens: tuple[str, ...] = (),
+        model_options: dict[str, object] | None = None,
+        **tune: str,
+    ) -> Run:
+        key = repr((model_type, lora, quantization, dtype, special_tokens, model_options, tune))
+        if key not in made:
+            base = str(tiny_model(model_type, **(model_options or {})))
+            template = 'vicuna' if model_type == 'llava' else None  # its own never ends an answer
+            processor = Processor(base, prompt_template=template, special_tokens=special_tokens)
+            model = SupervisedFinetune(
+                base,
+                tune=tune,
+                lora={**LORA, **(lora or {})},
+                quantization=quantization,
+                dtype=dtype,
+                vocab_size=_vocab_size(processor) if special_tokens else None,
+            )
+            folder = tmp_path_factory.mktemp('run')
+            Image.new('RGB', (60, 40), 'red').save(folder / 'square.png')
+            settings = dict(base=base, tune=tune, quantization=quantization, dtype=dtype)
+            (folder / 'recipe.py').write_text(_CONFIG.format(**settings))
+            _move_weights(model)
+            path = _write_checkpoint(model, processor, folder)
+            made[key] = Run(base, str(folder / 'recipe.py'), str(path), model, processor)
+        return made[key]
+
+    return factory
+
+
+def _vocab_size(processor: Processor) -> int:
+    """More than the embeddings have, as with a tokenizer that fills them."""
+    return processor.config.get_text_config().vocab_size + len(processor.special_tokens)
+
+
+@torch.no_grad()
+def _move_weights(model: SupervisedFinetune) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.named_trainable().values():
+        parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+
+def _write_checkpoint(model: SupervisedFinetune, processor: Processor, folder: Path) -> Path:
+    target = folder / checkpoint.checkpoint_name(2)
+    staging = checkpoint.start(target)
+    save_file(trainable_state(model), staging / WEIGHTS_FILE)
+    dump_config(load_config(folder / 'recipe.py'), staging / CONFIG_FILE)
+    processor.save(staging / PROCESSOR_DIR)
+    if model.lora_config is not None:
+        model.lora_config.save_pretrained(str(staging))
+    checkpoint.seal(staging, target, meta=dict(iteration=2, world_size=1, resumable=False))
+    return target

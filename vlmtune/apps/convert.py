@@ -1,0 +1,147 @@
+"""``vlmtune convert pth_to_hf``: from a checkpoint of ours to a PEFT adapter or a full Hugging Face model."""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from vlmtune.apps.adapter_layout import adapter_config, adapter_tensors, saved_modules
+from vlmtune.apps.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from vlmtune.apps.export import (
+    check_layout,
+    check_output,
+    check_shard_size,
+    new_folder,
+    overlay_processor_files,
+    parse_export_dtype,
+    save_model,
+)
+from vlmtune.apps.model_card import ModelCard
+from vlmtune.apps.record import ExportRecord, write_record
+from vlmtune.apps.trained import Base, Trained, check_fit, read_base, read_trained, vocabulary_rows
+from vlmtune.config import load_config
+from vlmtune.models import load_model
+from vlmtune.utils.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def pth_to_hf(
+    config: str,
+    checkpoint: str,
+    output: str,
+    *,
+    max_shard_size: str = '5GB',
+    dtype: str | None = None,
+    device: str = 'auto',
+    layout: str = 'hf',
+) -> None:
+    """Write what a checkpoint holds as a PEFT adapter (if a part was tuned by LoRA) or as a full model.
+
+    An adapter needs no weight of the base model. A full model is the base with the trained weights in it.
+
+    Args:
+        config: of the run: a path or the name of a built-in recipe. The checkpoint knows what it was trained from; this
+            is where the base model is looked for if it is no longer there.
+        checkpoint: a directory ``iter_N.pth``.
+        output: a folder that does not exist or is empty.
+        max_shard_size: of one file of a full model.
+        dtype: of the written weights: 'float32', 'bfloat16', 'float16'. None keeps the base model's for a full model,
+            and the float32 of training for an adapter, which is small.
+        device: 'cpu', 'cuda', 'auto'; nothing is computed here, so it changes nothing.
+        layout: 'hf', or 'original' for families that are not native to transformers.
+
+    Raises:
+        UserError: anything that the user can mend; nothing is written then.
+    """
+    if device not in ('auto', 'cpu', 'cuda'):
+        raise ConfigError(f'--device {device}: expected cpu, cuda or auto')
+    check_shard_size(max_shard_size)
+    target = check_output(output)
+    cfg = load_config(config)
+    trained = read_trained(Path(checkpoint).expanduser())
+    base = read_base(_base_path(trained, fallback=cfg.get('model') or {}))
+    check_layout(layout, family=base.family)
+    target_dtype = parse_export_dtype(dtype, base=base.config)
+    check_fit(trained, base=base)
+    is_adapter = trained.adapter_config is not None
+    record = _record(trained, base=base, config=config)
+    with new_folder(target) as folder:
+        overlay_processor_files(trained.processor_files, folder)
+        if is_adapter:
+            _write_adapter(trained, folder, base=base, dtype=None if dtype is None else target_dtype)
+            write_record(record, folder)
+        else:
+            _write_full(trained, folder, base=base, dtype=target_dtype, max_shard_size=max_shard_size)
+        card = ModelCard('adapter' if is_adapter else 'full', base.family, base.name_or_path, record)
+        (folder / 'README.md').write_text(card.text(), 'utf-8')
+    logger.info('wrote %s to %s', 'a PEFT adapter' if is_adapter else 'a full model', target)
+
+
+def _base_path(trained: Trained, *, fallback: Mapping[str, Any]) -> str:
+    """Where the base model is: as the checkpoint says, or, if that is gone, as the config says."""
+    key = 'pretrained_model_name_or_path'
+    recorded, given = trained.model_settings.get(key), fallback.get(key)
+    if not recorded:
+        if not given:
+            raise ConfigError(f'neither the config nor {trained.path} has a model with {key}')
+        return str(given)
+    is_gone = not os.path.isdir(os.path.expanduser(recorded)) and (os.path.isabs(recorded) or recorded.count('/') != 1)
+    if is_gone and given and given != recorded:
+        logger.warning('%s, the base model of the checkpoint, is gone; taking %s from the config', recorded, given)
+        return str(given)
+    if given and given != recorded:
+        logger.info('the base model is %s, as the checkpoint says, not %s', recorded, given)
+    return str(recorded)
+
+
+def _write_adapter(trained: Trained, folder: Path, *, base: Base, dtype: torch.dtype | None) -> None:
+    modules = saved_modules(trained, base=base)
+    name = os.path.abspath(base.name_or_path) if os.path.isdir(base.name_or_path) else base.name_or_path
+    config = adapter_config(trained, base_name=name, modules_to_save=modules)
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + '\n', 'utf-8')
+    tensors = adapter_tensors(trained, base=base)
+    save_file(
+        {key: _cast(tensor, dtype) for key, tensor in tensors.items()}, folder / ADAPTER_WEIGHTS, {'format': 'pt'}
+    )
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor if dtype is None else tensor.to(dtype)
+
+
+def _write_full(trained: Trained, folder: Path, *, base: Base, dtype: torch.dtype, max_shard_size: str) -> None:
+    model, _ = load_model(base.name_or_path, dtype=dtype)
+    rows = vocabulary_rows(trained, base=base)
+    if rows is not None:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    _set_weights(model, trained.tensors)
+    save_model(model, folder, base=base.name_or_path, max_shard_size=max_shard_size)
+
+
+@torch.no_grad()
+def _set_weights(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        parameters[name].copy_(tensor)
+
+
+def _record(trained: Trained, *, base: Base, config: str) -> ExportRecord:
+    settings = trained.model_settings
+    return ExportRecord(
+        family=base.family.model_type,
+        quantization=settings.get('quantization'),
+        dtype=settings.get('dtype', 'bfloat16'),
+        vocab_size=vocabulary_rows(trained, base=base),
+        parts=trained.trained_by_part(family=base.family),
+        config=Path(config).stem,
+        data=trained.data_names(),
+        iteration=trained.iteration,
+    )

@@ -1,0 +1,185 @@
+"""What every export shares: options, the output folder, and the files that stand beside the weights."""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from vlmtune.data import Processor
+from vlmtune.data.processor_files import JOINT_FILE, read_source_json
+from vlmtune.evaluation import stop_tokens
+from vlmtune.families import Family
+from vlmtune.utils.errors import CheckpointError, ConfigError
+from vlmtune.utils.imports import imports_refused
+from vlmtune.utils.pretrained import load_pretrained
+
+EXPORT_DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+_SIZE = re.compile(r'\d+(\.\d+)?[KMGT]i?B', re.IGNORECASE)
+_TEXT_FILES = (
+    'tokenizer_config.json',
+    'tokenizer.json',
+    'tokenizer.model',
+    'special_tokens_map.json',
+    'added_tokens.json',
+    'vocab.json',
+    'merges.txt',
+    'chat_template.jinja',
+    'chat_template.json',
+)
+_IMAGE_FILE = 'preprocessor_config.json'
+_IMAGE_FILES = (_IMAGE_FILE, JOINT_FILE, 'video_preprocessor_config.json')
+_GENERATION_FILE = 'generation_config.json'
+
+
+# ---- options
+
+
+def parse_export_dtype(name: str | None, *, base: PreTrainedConfig) -> torch.dtype:
+    """The dtype to write: the one that was asked for, else the base checkpoint's.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    if name is None:
+        return base_dtype(base)
+    if name not in EXPORT_DTYPES:
+        raise ConfigError(f'--dtype {name}: expected one of {", ".join(EXPORT_DTYPES)}')
+    return EXPORT_DTYPES[name]
+
+
+def base_dtype(config: PreTrainedConfig) -> torch.dtype:
+    """The dtype of a checkpoint's weights; float32 where its config does not say."""
+    found = config.dtype or config.get_text_config().dtype
+    return found if isinstance(found, torch.dtype) else torch.float32
+
+
+def check_shard_size(size: str) -> None:
+    """Raise unless ``size`` reads like '5GB'.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if not _SIZE.fullmatch(str(size)):
+        raise ConfigError(f'--max-shard-size {size}: expected a number and a unit, for example 5GB or 200MB')
+
+
+def check_layout(layout: str, *, family: Family) -> None:
+    """Raise unless the family can be written in that layout.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if layout == 'original':
+        raise ConfigError(f'--format original: {family.model_type} is native to transformers and has no other layout')
+    if layout != 'hf':
+        raise ConfigError(f'--format {layout}: expected hf or original')
+
+
+# ---- the output folder
+
+
+def check_output(output: str) -> Path:
+    """The folder to write, which must not exist or be empty.
+
+    Raises:
+        CheckpointError: something is there.
+    """
+    path = Path(output).expanduser()
+    if path.is_dir() and any(path.iterdir()):
+        raise CheckpointError(f'{path} is not empty; nothing was written, name a new or empty folder')
+    if path.exists() and not path.is_dir():
+        raise CheckpointError(f'{path} is a file; nothing was written, name a new or empty folder')
+    return path
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder beside ``path`` to write into. It becomes ``path`` if the block ends well, else nothing is left."""
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=path.parent))
+    try:
+        yield staging
+        _publish(staging)
+        if path.is_dir():
+            path.rmdir()
+        os.rename(staging, path)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _publish(folder: Path) -> None:
+    """Give everything the usual permissions; mkdtemp and safetensors make theirs private."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in [folder, *folder.rglob('*')]:
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+# ---- files beside the weights
+
+
+def overlay_processor_files(source: Path, target: Path) -> None:
+    """Copy the processor files that ``source`` has over those in ``target``; what it lacks stays as it is."""
+    for name in (*_TEXT_FILES, *_IMAGE_FILES):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    joint = read_source_json(str(target), JOINT_FILE) or {}
+    if 'image_processor' in joint and (source / _IMAGE_FILE).is_file() and not (source / JOINT_FILE).is_file():
+        del joint['image_processor']  # the newer way to write the same thing; it would win over the file of the source
+        (target / JOINT_FILE).write_text(json.dumps(joint, indent=2) + '\n', 'utf-8')
+
+
+def write_processor_files(base: str, *, over: Path, folder: Path) -> None:
+    """Write the processor files of ``base`` into ``folder``, then those of the folder ``over`` where it has some.
+
+    Raises:
+        ModelError: the files of the base cannot be read.
+    """
+    Processor(base).save(folder)
+    overlay_processor_files(over, folder)
+
+
+def load_processor(base: str, *, over: Path | None = None) -> Processor:
+    """The processor of ``base``, with the files of the folder ``over`` where it has some.
+
+    Raises:
+        ModelError: the files cannot be read.
+    """
+    if over is None:
+        return Processor(base)
+    with tempfile.TemporaryDirectory() as folder:
+        load_pretrained(AutoConfig, base).save_pretrained(folder)
+        write_processor_files(base, over=over, folder=Path(folder))
+        return Processor(folder)
+
+
+def save_model(model: PreTrainedModel, folder: Path, *, base: str, max_shard_size: str) -> None:
+    """Write weights, config and generation config into a folder that already has the processor files.
+
+    The tokens that the chat template ends an answer with are added to the generation config, so that every program
+    stops where the model was trained to stop.
+    """
+    with imports_refused('deepspeed'):  # accelerate would import it, to see that the model is none of its own
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+    config = model.config.get_text_config()
+    settings = read_source_json(base, _GENERATION_FILE) or {
+        name: getattr(config, name, None) for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')
+    }
+    old = settings.get('eos_token_id')
+    first = [] if old is None else [old] if isinstance(old, int) else list(old)
+    processor = Processor(str(folder))
+    processor.save(folder)  # in both forms, the older and the newer
+    stop = list(dict.fromkeys([*first, *stop_tokens(processor, old)]))
+    settings = {**settings, 'eos_token_id': stop[0] if len(stop) == 1 else stop or None}
+    (folder / _GENERATION_FILE).write_text(
+        json.dumps({name: value for name, value in settings.items() if value is not None}, indent=2) + '\n', 'utf-8'
+    )

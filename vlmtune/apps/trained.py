@@ -1,0 +1,197 @@
+"""A checkpoint of ours as an export sees it: the trained tensors, and what it says about how they were trained."""
+
+import ast
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
+
+from vlmtune.engine.checkpoint import verify
+from vlmtune.engine.runner import CONFIG_FILE, PROCESSOR_DIR, WEIGHTS_FILE
+from vlmtune.families import Family, find_family
+from vlmtune.models.tuning import part_of
+from vlmtune.utils.errors import CheckpointError
+from vlmtune.utils.pretrained import load_pretrained
+
+_ADAPTER_CONFIG = 'adapter_config.json'
+_LORA = '.lora_'
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint whose every file was verified.
+
+    Attributes:
+        path: the directory.
+        iteration: optimizer steps done.
+        tensors: trained weights by their names inside the transformers model.
+        settings: its resolved config as plain data; classes are strings.
+        adapter_config: PEFT's settings if a part was tuned by LoRA, else None.
+    """
+
+    path: Path
+    iteration: int
+    tensors: Mapping[str, Tensor]
+    settings: Mapping[str, Any]
+    adapter_config: Mapping[str, Any] | None
+
+    @property
+    def processor_files(self) -> Path:
+        """The folder of the tokenizer and the image processor that it was trained with."""
+        return self.path / PROCESSOR_DIR
+
+    @property
+    def model_settings(self) -> Mapping[str, Any]:
+        """The config of the model: pretrained_model_name_or_path, quantization, dtype, ..."""
+        return self.settings.get('model') or {}
+
+    def lora_layers(self) -> set[str]:
+        """Names of the adapted layers."""
+        return {name.partition(_LORA)[0] for name in self.tensors if _LORA in name}
+
+    def full_tensors(self) -> set[str]:
+        """Names of the tensors that were trained themselves."""
+        return {name for name in self.tensors if _LORA not in name}
+
+    def trained_by_part(self, *, family: Family) -> dict[str, tuple[str, int]]:
+        """Mode and number of trained weights of every part that learned."""
+        found: dict[str, tuple[str, int]] = {}
+        for name, tensor in self.tensors.items():
+            part, mode = part_of(name, family=family), 'lora' if _LORA in name else 'full'
+            found[part] = (mode, found.get(part, (mode, 0))[1] + tensor.numel())
+        return found
+
+    def data_names(self) -> list[str]:
+        """The data sets that it was trained on: names of files and folders, ids on a hub."""
+        return list(dict.fromkeys(_data_names(self.settings.get('train_dataloader'))))
+
+
+def read_trained(path: Path) -> Trained:
+    """Verify and read a checkpoint directory; nothing in it is executed.
+
+    Raises:
+        CheckpointError: it is missing, half-written, damaged or foreign.
+    """
+    manifest = verify(path)
+    if missing := [name for name in (WEIGHTS_FILE, CONFIG_FILE) if name not in manifest['files']]:
+        raise CheckpointError(f'{path} has no {" and no ".join(missing)}, so it cannot be exported')
+    adapter = path / _ADAPTER_CONFIG
+    return Trained(
+        path=path,
+        iteration=int(manifest['iteration']),
+        tensors=load_file(path / WEIGHTS_FILE),
+        settings=read_plain_config((path / CONFIG_FILE).read_text('utf-8')),
+        adapter_config=json.loads(adapter.read_text('utf-8')) if adapter.is_file() else None,
+    )
+
+
+# ---- the resolved config, read without running it
+
+
+def read_plain_config(text: str) -> dict[str, Any]:
+    """The assignments of a dumped config as plain data. The file is parsed, never run; classes become their names.
+
+    Raises:
+        CheckpointError: it is not Python.
+    """
+    try:
+        tree = ast.parse(text)
+    except SyntaxError as error:
+        raise CheckpointError(
+            f'{CONFIG_FILE} of the checkpoint cannot be read, line {error.lineno}: {error.msg}'
+        ) from error
+    out: dict[str, Any] = {}
+    for statement in tree.body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            out[statement.targets[0].id] = _plain(statement.value)
+    return out
+
+
+def _plain(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict' and not node.args:
+        return {keyword.arg: _plain(keyword.value) for keyword in node.keywords if keyword.arg}
+    if isinstance(node, ast.Dict):
+        pairs = zip(node.keys, node.values, strict=True)
+        return {_plain(key): _plain(value) for key, value in pairs if isinstance(key, ast.Constant)}
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_plain(item) for item in node.elts]
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return ast.unparse(node)
+
+
+def _data_names(node: Any, key: str = '') -> Iterator[str]:
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            yield from _data_names(value, name)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _data_names(value, key)
+    elif key == 'path' and isinstance(node, str):
+        local = os.path.isabs(node) or node.startswith(('.', '~')) or os.path.exists(node)
+        yield os.path.basename(node.rstrip('/')) if local else node
+
+
+# ---- the model it was trained from
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model, known by its config alone: ``outline`` is the whole module tree on the meta device."""
+
+    name_or_path: str
+    family: Family
+    config: PreTrainedConfig
+    outline: nn.Module
+
+
+def read_base(name_or_path: str) -> Base:
+    """The outline of a model; no weight is read.
+
+    Raises:
+        ModelError: it is missing or its family is not supported.
+    """
+    config = load_pretrained(AutoConfig, name_or_path)
+    family = find_family(config.model_type)
+    auto_class = AutoModelForCausalLM if family.auto_class == 'causal_lm' else AutoModelForImageTextToText
+    with torch.device('meta'):
+        outline = auto_class.from_config(config)
+    return Base(name_or_path, family, config, outline)
+
+
+def vocabulary_rows(trained: Trained, *, base: Base) -> int | None:
+    """Rows of the trained embeddings if there are more than the base has; else None."""
+    embeddings = trained.tensors.get(f'{base.family.embeddings[0]}.weight')
+    rows = None if embeddings is None else embeddings.shape[0]
+    have = base.outline.get_parameter(f'{base.family.embeddings[0]}.weight').shape[0]
+    return rows if rows is not None and rows > have else None
+
+
+def check_fit(trained: Trained, *, base: Base) -> None:
+    """Raise unless every trained tensor has its place in the base model.
+
+    Raises:
+        CheckpointError: the checkpoint was trained from another model.
+    """
+    parameters, modules = dict(base.outline.named_parameters()), dict(base.outline.named_modules())
+    resized = {*base.family.embeddings, *base.family.lm_head} if vocabulary_rows(trained, base=base) else set()
+    wrong = sorted(name for name in trained.lora_layers() if not isinstance(modules.get(name), nn.Linear))
+    for name in sorted(trained.full_tensors()):
+        have, want = trained.tensors[name].shape, parameters[name].shape if name in parameters else None
+        if want is not None and name.rpartition('.')[0] in resized:
+            have, want = have[1:], want[1:]
+        if have != want:
+            wrong.append(name)
+    if wrong:
+        raise CheckpointError(
+            f'{trained.path} was not trained from {base.name_or_path}: {len(wrong)} of its tensors have no place there '
+            f'(first: {wrong[0]}); use the config that made it'
+        )
