@@ -1,5 +1,5 @@
 # vlmtune train quickstart_base  (2 CPU cores, about 10 minutes)
-# The quickstart's base model, from scratch. As it stands: learn to see, by naming shifted and mirrored pictures. The two
+# The quickstart's base model, from scratch. As it stands: learn to see, by naming moved and mirrored pictures. The two
 # stages that follow override the model, the data and four more settings; quickstart/make_base.sh has the commands.
 from mmengine.config import read_base
 
