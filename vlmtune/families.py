@@ -58,11 +58,13 @@ class Family:
         return getattr(self, part)
 
 
-def _text(model_type: str, **kwargs) -> Family:
+def _text(model_type: str, **kwargs: Any) -> Family:
     return Family(model_type, 'causal_lm', llm=('model',), embeddings=('model.embed_tokens',), **kwargs)
 
 
-def _vlm(model_type: str, *, vision: str, projector: tuple[str, ...], llm: str = 'model.language_model', **kwargs) -> Family:
+def _vlm(
+    model_type: str, *, vision: str, projector: tuple[str, ...], llm: str = 'model.language_model', **kwargs: Any
+) -> Family:
     return Family(
         model_type,
         'image_text_to_text',
@@ -86,8 +88,23 @@ def _qwen_vl(model_type: str, *, projector: tuple[str, ...] = ('model.visual.mer
 
 
 _DEEPSTACK = ('model.visual.merger', 'model.visual.deepstack_merger_list')
-_TOWER = dict(vision='model.vision_tower', projector=('model.multi_modal_projector',))
-_CONNECTOR = dict(vision='model.vision_model', projector=('model.connector',), llm='model.text_model')
+
+
+def _tower(model_type: str, **kwargs: Any) -> Family:
+    return _vlm(model_type, vision='model.vision_tower', projector=('model.multi_modal_projector',), **kwargs)
+
+
+def _idefics(model_type: str) -> Family:
+    return _vlm(
+        model_type,
+        vision='model.vision_model',
+        projector=('model.connector',),
+        llm='model.text_model',
+        placeholder='vlmtune.data.placeholders.rows_and_columns',
+        image_inputs=('pixel_values', 'pixel_attention_mask'),
+        image_dim=1,
+    )
+
 
 _ROWS = (
     # text only: full causal attention, so restarting positions isolate
@@ -96,28 +113,15 @@ _ROWS = (
     _qwen_vl('qwen2_5_vl'),
     _qwen_vl('qwen3_vl', projector=_DEEPSTACK),
     _qwen_vl('qwen3_vl_moe', projector=_DEEPSTACK),
-    _vlm('llava', **_TOWER, placeholder='vlmtune.data.placeholders.fixed_grid', image_inputs=('pixel_values',)),
-    _vlm(
+    _tower('llava', placeholder='vlmtune.data.placeholders.fixed_grid', image_inputs=('pixel_values',)),
+    _tower(
         'internvl',
-        **_TOWER,
         placeholder='vlmtune.data.placeholders.tiles',
         image_inputs=('pixel_values',),
         image_settings=(('crop_to_patches', True),),
     ),
-    _vlm(
-        'smolvlm',
-        **_CONNECTOR,
-        placeholder='vlmtune.data.placeholders.rows_and_columns',
-        image_inputs=('pixel_values', 'pixel_attention_mask'),
-        image_dim=1,
-    ),
-    _vlm(
-        'idefics3',
-        **_CONNECTOR,
-        placeholder='vlmtune.data.placeholders.rows_and_columns',
-        image_inputs=('pixel_values', 'pixel_attention_mask'),
-        image_dim=1,
-    ),
+    _idefics('smolvlm'),
+    _idefics('idefics3'),
 )
 
 FAMILIES: dict[str, Family] = {row.model_type: row for row in _ROWS}

@@ -125,5 +125,5 @@ class SampleKey(NamedTuple):
     """
 
     epoch: int
-    index: int
+    sample: int
     supervised: bool = True

@@ -37,7 +37,9 @@ def chat_template_map_fn(
     return processor.tokenize(conversation, image_sizes=image_sizes, learned=learned)
 
 
-def plain_text_map_fn(conversation: Conversation, *, processor: Processor, image_sizes: Sequence[ImageSize] = ()) -> Sample:
+def plain_text_map_fn(
+    conversation: Conversation, *, processor: Processor, image_sizes: Sequence[ImageSize] = ()
+) -> Sample:
     """Continued pretraining: the texts of the conversation and an end-of-text token, all learned.
 
     Raises:

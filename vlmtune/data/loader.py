@@ -1,7 +1,7 @@
 """The training data loader: a plan of packs, a sampler over it, a collator."""
 
 from functools import partial
-from typing import Literal
+from typing import get_args
 
 import torch
 from torch.utils.data import DataLoader
@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import SupervisedDataset
 from vlmtune.data.packing import plan_batches, plan_packs
-from vlmtune.data.samplers import PackSampler
+from vlmtune.data.samplers import PackSampler, Tail
 from vlmtune.utils.errors import ConfigError
 
 
@@ -32,7 +32,7 @@ def build_train_loader(
     pack_to_max_length: bool = False,
     shuffle: bool = True,
     group_by_length: bool = False,
-    tail: Literal['fill', 'drop'] = 'fill',
+    tail: Tail = 'fill',
     pin_memory: bool = False,
     prefetch_factor: int | None = None,
 ) -> StepDataLoader:
@@ -48,18 +48,25 @@ def build_train_loader(
         shuffle: a new order every epoch (without packing; packs are always shuffled).
         group_by_length: without packing, put samples of like length together.
         tail: 'fill' or 'drop', see PackSampler.
-        pin_memory, prefetch_factor: as in torch.
+        pin_memory: as in torch.
+        prefetch_factor: batches that each worker holds ready; only with workers.
 
     Raises:
-        ConfigError: batch_size is not 1 with packing, or is not positive.
+        ConfigError: batch_size is not 1 with packing, or is not positive; an unknown tail; a prefetch_factor without
+            workers; the family cannot be packed.
+        DataError: the data does not make one optimizer step.
     """
     if pack_to_max_length and batch_size != 1:
         raise ConfigError(
             f'batch_size={batch_size} with pack_to_max_length: a pack is one row; '
             'set batch_size=1 and raise max_length or accumulative_counts instead'
         )
+    if tail not in get_args(Tail):
+        raise ConfigError(f'tail={tail!r} is unknown; expected one of {", ".join(get_args(Tail))}')
     if batch_size < 1 or accumulative_counts < 1:
         raise ConfigError(f'batch_size={batch_size} and accumulative_counts={accumulative_counts} must be at least 1')
+    if num_workers == 0 and prefetch_factor is not None:
+        raise ConfigError(f'prefetch_factor={prefetch_factor} needs num_workers of at least 1')
     processor, lengths = dataset.processor, dataset.lengths
     collate = Collator(processor.family, pad_token_id=processor.tokenizer.pad_token_id, pack=pack_to_max_length)
     if pack_to_max_length:
@@ -78,4 +85,3 @@ def build_train_loader(
         prefetch_factor=prefetch_factor,
         generator=torch.Generator().manual_seed(seed),  # its own: iterating must not draw from the global one
     )
-

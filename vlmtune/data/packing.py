@@ -16,10 +16,14 @@ Plan = list[list[int]]
 
 
 def _best_fit_decreasing(indices: Sequence[int], lengths: np.ndarray, max_length: int) -> Plan:
-    """Every sample goes into the open pack that it fills best; longest first."""
+    """Every sample goes into the open pack that it fills best; longest first.
+
+    Lengths that are nearly alike keep the order of ``indices``, so that a new order makes new packs.
+    """
+    alike = max(1, max_length // 64)  # tokens; packs stay as dense
     packs: Plan = []
     free: list[tuple[int, int]] = []  # (tokens left, pack), sorted
-    for index in sorted(indices, key=lambda i: (-lengths[i], i)):
+    for index in sorted(indices, key=lambda i: -(lengths[i] // alike)):
         length = int(lengths[index])
         at = bisect.bisect_left(free, (length, -1))
         if at == len(free):

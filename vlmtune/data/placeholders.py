@@ -50,7 +50,11 @@ def tiles(processor: 'Processor', size: ImageSize) -> Runs:
     count = processor.image_processor.get_number_of_image_patches(size.height, size.width, {'crop_to_patches': True})
     per_tile = processor.joint_settings.get('image_seq_length') or processor.config.image_seq_length
     tokenizer = processor.tokenizer
-    return [(tokenizer.start_image_token, 1), (_image_token(processor), per_tile * count), (tokenizer.end_image_token, 1)]
+    return [
+        (tokenizer.start_image_token, 1),
+        (_image_token(processor), per_tile * count),
+        (tokenizer.end_image_token, 1),
+    ]
 
 
 def rows_and_columns(processor: 'Processor', size: ImageSize) -> Runs:

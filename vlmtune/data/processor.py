@@ -10,7 +10,6 @@ Letters: L tokens, I images.
 import importlib
 import logging
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ class Processor:
         prompt_template: name of a template in ``vlmtune.data.templates``; None keeps the model's own.
         image_processor: settings of the image processor that differ from the checkpoint's, for example
             ``dict(max_pixels=1280 * 28 * 28)``; they reach training, checkpoint and export alike.
-        special_tokens: new tokens, added to the tokenizer; the model's embeddings grow by them.
+        special_tokens: tokens that the tokenizer shall know; the model's embeddings grow by those that are new.
 
     Raises:
         ModelError: the model is not found or its family is not supported.
@@ -59,8 +58,10 @@ class Processor:
         self.config = load_pretrained(AutoConfig, self.source)
         self.family: Family = find_family(self.config.model_type)
         self.tokenizer = load_pretrained(AutoTokenizer, self.source)
-        self.special_tokens = tuple(special_tokens)
-        self.tokenizer.add_special_tokens({'additional_special_tokens': list(special_tokens)}, replace_extra_special_tokens=False)
+        self.special_tokens = tuple(token for token in special_tokens if token not in self.tokenizer.get_vocab())
+        self.tokenizer.add_special_tokens(
+            {'additional_special_tokens': list(special_tokens)}, replace_extra_special_tokens=False
+        )
         if prompt_template is not None:
             self.tokenizer.chat_template = find_template(prompt_template)
         if self.tokenizer.pad_token_id is None:
@@ -69,7 +70,7 @@ class Processor:
         self.image_processor = self._load_image_processor(dict(image_processor or {}))
         self.renderer = ChatRenderer(self.tokenizer, as_parts=self.family.has_vision)
         self._control_ids = {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}
-        self._text_ids = lru_cache(maxsize=4096)(self._encode_plain)
+        self._known_ids: dict[str, np.ndarray] = {}
 
     def _load_image_processor(self, settings: dict[str, Any]):
         if not self.family.has_vision:
@@ -79,7 +80,9 @@ class Processor:
         loaded = load_pretrained(AutoImageProcessor, self.source)
         known = {*loaded.valid_kwargs.__annotations__, *loaded.to_dict()}
         if unknown := sorted(set(settings) - known):
-            raise ConfigError(f'image_processor: unknown settings {unknown}; {type(loaded).__name__} knows {sorted(known)}')
+            raise ConfigError(
+                f'image_processor: unknown settings {unknown}; {type(loaded).__name__} knows {sorted(known)}'
+            )
         logger.info('images go through %s, text through %s', type(loaded).__name__, type(self.tokenizer).__name__)
         settings = {**dict(self.family.image_settings), **settings}
         return load_pretrained(AutoImageProcessor, self.source, **settings) if settings else loaded
@@ -132,8 +135,8 @@ class Processor:
     def _encode(self, rendered: Rendered) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Token ids and the characters [start, end) they stand for; the way the family's own processor does it."""
         pieces = self._tokenizer_pieces(rendered.text, 0, special=self._adds_special(rendered.text))
-        if self._hides_control_token(pieces, rendered.contents):
-            pieces = self._encode_around(rendered)
+        if literal := self._spans_with_control_tokens(pieces, rendered.contents):
+            pieces = self._encode_around(rendered.text, literal)
         ids, starts, ends = zip(*pieces, strict=True) if pieces else ((), (), ())
         return np.array(ids, np.int32), np.array(starts, np.int64), np.array(ends, np.int64)
 
@@ -147,37 +150,41 @@ class Processor:
         offsets = encoded['offset_mapping']
         return [(i, a + offset, b + offset) for i, (a, b) in zip(encoded['input_ids'], offsets, strict=True)]
 
-    def _hides_control_token(self, pieces: list[tuple[int, int, int]], contents: Sequence[Span]) -> bool:
+    def _spans_with_control_tokens(self, pieces: list[tuple[int, int, int]], contents: Sequence[Span]) -> list[Span]:
+        """The texts in which the tokenizer found a control token, or a part of one that goes on in the next text."""
         found = [(start, end) for token, start, end in pieces if token in self._control_ids and end > start]
-        return any(start < span.end and end > span.start for start, end in found for span in contents)
+        return [span for span in contents if any(start < span.end and end > span.start for start, end in found)]
 
-    def _encode_around(self, rendered: Rendered) -> list[tuple[int, int, int]]:
-        """The slow way for texts that hold control tokens: those texts are tokenised alone, specials switched off."""
+    def _encode_around(self, text: str, literal: Sequence[Span]) -> list[tuple[int, int, int]]:
+        """The slow way: the texts in ``literal`` are tokenised alone, specials switched off."""
         pieces, at = [], 0
-        special = self._adds_special(rendered.text)
-        for span in rendered.contents:
-            text = rendered.text[span.start : span.end]
-            if not self._hides_control_token(self._tokenizer_pieces(text, 0, special=False), [Span(0, len(text))]):
-                continue
-            pieces += self._tokenizer_pieces(rendered.text[at : span.start], at, special=special)
-            pieces += [(token, span.start, span.end) for token in self._encode_literally(text)]
+        special = self._adds_special(text)
+        for span in literal:
+            pieces += self._tokenizer_pieces(text[at : span.start], at, special=special)
+            pieces += [(token, span.start, span.end) for token in self._encode_literally(text[span.start : span.end])]
             at, special = span.end, False
-        return pieces + self._tokenizer_pieces(rendered.text[at:], at, special=special)
+        return pieces + self._tokenizer_pieces(text[at:], at, special=special)
 
     def _encode_literally(self, text: str) -> list[int]:
         ids = list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)['input_ids'])
         if found := [token for token in ids if token == self._image_token_or_none]:
-            raise DataError(f'the text holds {len(found)} image tokens that the tokenizer cannot write as text; remove them')
+            raise DataError(
+                f'the text holds {len(found)} image tokens that the tokenizer cannot write as text; remove them'
+            )
         return ids
 
     @property
     def _image_token_or_none(self) -> int | None:
         return self.image_token_id if self.family.has_vision else None
 
-    def _encode_plain(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=False)['input_ids'])
+    def _template_ids(self, text: str) -> np.ndarray:
+        if text not in self._known_ids:
+            self._known_ids[text] = np.array(self.tokenizer(text, add_special_tokens=False)['input_ids'], np.int32)
+        return self._known_ids[text]
 
-    def _expand(self, ids: np.ndarray, labels: np.ndarray, *, sizes: Sequence[ImageSize]) -> tuple[np.ndarray, np.ndarray]:
+    def _expand(
+        self, ids: np.ndarray, labels: np.ndarray, *, sizes: Sequence[ImageSize]
+    ) -> tuple[np.ndarray, np.ndarray]:
         if not self.family.has_vision:
             return ids, labels
         markers = np.flatnonzero(ids == self.image_token_id)
@@ -194,7 +201,7 @@ class Processor:
     def _placeholder_ids(self, size: ImageSize) -> np.ndarray:
         module, _, name = str(self.family.placeholder).rpartition('.')
         runs = getattr(importlib.import_module(module), name)(self, size)
-        return np.concatenate([np.tile(np.array(self._text_ids(text), np.int32), times) for text, times in runs])
+        return np.concatenate([np.tile(self._template_ids(text), times) for text, times in runs])
 
     # ---- images
 

@@ -86,7 +86,9 @@ class ChatRenderer:
             DataError: the template refuses the messages, hides or rewrites one of them, or ends an answer with nothing.
         """
         messages = conversation.messages
-        texts = [(i, part.text) for i, message in enumerate(messages) for part in message.parts if isinstance(part, TextPart)]
+        texts = [
+            (i, part.text) for i, message in enumerate(messages) for part in message.parts if isinstance(part, TextPart)
+        ]
         marked = self._apply(messages, marks=True, add_generation_prompt=add_generation_prompt)
         actual = self._apply(messages, marks=False, add_generation_prompt=add_generation_prompt)
         order = [int(number) for number in _MARK.findall(marked)]
@@ -94,11 +96,12 @@ class ChatRenderer:
             lost = sorted(set(range(len(texts))) - set(order))
             role = messages[texts[lost[0]][0]].role if lost else 'some'
             raise DataError(f'the chat template hides or reorders a {role} message; remove it, or set prompt_template')
-        for strip in (False, True):
-            pieces = self._pieces(marked, texts, strip=strip)
-            if ''.join(piece.text for piece in pieces) == actual:
-                return self._locate(pieces, actual, need_end=not add_generation_prompt, messages=messages)
-        raise DataError('the chat template rewrites the text of a message, so it cannot be told what to learn; set prompt_template')
+        pieces = self._pieces(marked, texts, actual)
+        if ''.join(piece.text for piece in pieces) == actual:
+            return self._locate(pieces, actual, need_end=not add_generation_prompt, messages=messages)
+        raise DataError(
+            'the chat template rewrites the text of a message, so it cannot be told what to learn; set prompt_template'
+        )
 
     @property
     def generation_prompt(self) -> str:
@@ -106,7 +109,9 @@ class ChatRenderer:
         if self._generation_prompt is None:
             probe = [Message('user', (TextPart('x'),))]
             with_prompt = self._apply(probe, marks=False, add_generation_prompt=True)
-            self._generation_prompt = with_prompt.removeprefix(self._apply(probe, marks=False, add_generation_prompt=False))
+            self._generation_prompt = with_prompt.removeprefix(
+                self._apply(probe, marks=False, add_generation_prompt=False)
+            )
         return self._generation_prompt
 
     def _apply(self, messages: Sequence[Message], *, marks: bool, add_generation_prompt: bool) -> str:
@@ -114,20 +119,25 @@ class ChatRenderer:
             raise DataError("the model has no chat template; set prompt_template, for example 'chatml'")
         plain = _template_messages(messages, as_parts=self.as_parts, marks=marks)
         try:
-            rendered = self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=add_generation_prompt)
-        except TemplateError as error:
+            rendered = self.tokenizer.apply_chat_template(
+                plain, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except (TemplateError, TypeError) as error:  # TypeError: a template that takes contents as strings only
             roles = ', '.join(message.role for message in messages)
             raise DataError(f'the chat template refuses the messages ({roles}): {error}') from error
         return str(rendered)
 
     @staticmethod
-    def _pieces(marked: str, texts: list[tuple[int, str]], *, strip: bool) -> list[_Piece]:
-        pieces, at = [], 0
-        for match in _MARK.finditer(marked):
-            message, text = texts[int(match[1])]
-            pieces += [_Piece(marked[at : match.start()]), _Piece(text.strip() if strip else text, message)]
-            at = match.end()
-        return [*pieces, _Piece(marked[at:])]
+    def _pieces(marked: str, texts: list[tuple[int, str]], actual: str) -> list[_Piece]:
+        """What the template wrote around every text, and the text as it wrote it: many strip the white space."""
+        around = _MARK.split(marked)[::2]
+        pieces, at = [_Piece(around[0])], len(around[0])
+        for (message, text), after in zip(texts, around[1:], strict=True):
+            variants = (text, text.strip(), text.lstrip(), text.rstrip())
+            text = next((variant for variant in variants if actual.startswith(variant + after, at)), text)
+            pieces += [_Piece(text, message), _Piece(after)]
+            at += len(text) + len(after)
+        return pieces
 
     def _locate(self, pieces: list[_Piece], text: str, *, need_end: bool, messages: Sequence[Message]) -> Rendered:
         contents: list[Span] = []

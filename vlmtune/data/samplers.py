@@ -5,13 +5,15 @@ takes every ``world_size``-th of that group. So the samples of a step do not dep
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from torch.utils.data import Sampler
 
 from vlmtune.data.packing import Plan, plan_hash
 from vlmtune.structures import SampleKey
 from vlmtune.utils.errors import CheckpointError, DataError
+
+Tail: TypeAlias = Literal['fill', 'drop']
 
 
 class PackSampler(Sampler[list[SampleKey]]):
@@ -35,7 +37,7 @@ class PackSampler(Sampler[list[SampleKey]]):
         accumulative_counts: int = 1,
         rank: int = 0,
         world_size: int = 1,
-        tail: Literal['fill', 'drop'] = 'fill',
+        tail: Tail = 'fill',
     ) -> None:
         self._make_plan = plan
         self.accumulative_counts = accumulative_counts
@@ -46,7 +48,9 @@ class PackSampler(Sampler[list[SampleKey]]):
         self.batch_size = 1  # packs per micro-batch; mmengine asks for it
         self._cached: tuple[int, Plan] | None = None
         if self.steps_in_epoch(0) == 0:
-            raise DataError(f'{len(self.plan)} packs of samples do not make one optimizer step of {self.packs_per_step}')
+            raise DataError(
+                f'{len(self.plan)} packs of samples do not make one optimizer step of {self.packs_per_step}'
+            )
 
     @property
     def packs_per_step(self) -> int:

@@ -25,10 +25,11 @@ def _turns(before: str = '', *, image: str = '<image>\n', **role_formats: tuple[
         for i, (role, (head, tail)) in enumerate(role_formats.items())
     )
     prompt = role_formats['assistant'][0].rstrip(' ')
-    return (
+    template = (
         f'{before}{{% for m in messages %}}{branches}{{% endif %}}{{% endfor %}}'
         f'{{% if add_generation_prompt %}}{prompt}{{% endif %}}'
     )
+    return template.replace('\n', "{{ '\\n' }}")  # a bare line break behind a block would be dropped
 
 
 def _chatml(before: str = '', **kwargs: str) -> str:

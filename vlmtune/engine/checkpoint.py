@@ -62,20 +62,28 @@ def seal(staging: Path, target: Path, *, meta: dict[str, Any]) -> None:
     (staging / MANIFEST).write_text(json.dumps(manifest, indent=2) + '\n', 'utf-8')
     for path in [*files, staging / MANIFEST, *(p for p in staging.rglob('*') if p.is_dir()), staging]:
         _flush(path)
-    if target.exists():
-        shutil.rmtree(target)
+    aside = target.with_name(target.name + '.old')
+    if target.exists():  # of an earlier run; it goes when the new one is in its place
+        os.replace(target, aside)
     os.rename(staging, target)
     _flush(target.parent)
+    if _is_ours(aside):
+        shutil.rmtree(aside)
 
 
-def verify(directory: Path) -> dict[str, Any]:
+def verify(directory: Path, *, hashes: bool = True) -> dict[str, Any]:
     """The manifest of a checkpoint whose every file is there, with the size and hash it was written with.
+
+    Args:
+        directory: ``iter_N.pth``.
+        hashes: False looks at the sizes only, without reading the files.
 
     Raises:
         CheckpointError: what is wrong with it.
     """
     if not directory.is_dir():
-        raise CheckpointError(f'no checkpoint directory at {directory.absolute()}')
+        what = 'is a file, expected a directory' if directory.exists() else 'does not exist'
+        raise CheckpointError(f'checkpoint {directory.absolute()} {what} as vlmtune writes it')
     path = directory / MANIFEST
     if not path.is_file():
         raise CheckpointError(f'{directory} has no {MANIFEST}: it was not finished, or vlmtune did not write it')
@@ -86,16 +94,43 @@ def verify(directory: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get('format') != FORMAT:
         raise CheckpointError(f'{path} does not describe a vlmtune checkpoint')
     if manifest.get('version') != FORMAT_VERSION:
-        raise CheckpointError(f'{directory} has format version {manifest.get("version")}, this vlmtune reads {FORMAT_VERSION}')
+        raise CheckpointError(
+            f'{directory} has format version {manifest.get("version")}, this vlmtune reads {FORMAT_VERSION}'
+        )
+    if not _has_layout(manifest):
+        raise CheckpointError(f'{path} was changed: it lacks what vlmtune writes into it')
     for name, entry in manifest['files'].items():
         file = directory / name
         if not file.is_file():
             raise CheckpointError(f'{directory}: {name} is missing')
         if file.stat().st_size != entry['size']:
             raise CheckpointError(f'{directory}: {name} has {file.stat().st_size} bytes, expected {entry["size"]}')
-        if _sha256(file) != entry['sha256']:
+        if hashes and _sha256(file) != entry['sha256']:
             raise CheckpointError(f'{directory}: {name} was changed or damaged (sha256 differs)')
     return manifest
+
+
+def _has_layout(manifest: dict[str, Any]) -> bool:
+    files = manifest.get('files')
+    return {'saved_at', 'iteration', 'world_size', 'resumable'} <= manifest.keys() and (
+        isinstance(files, dict) and all(isinstance(e, dict) and {'size', 'sha256'} <= e.keys() for e in files.values())
+    )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether vlmtune wrote it; other programs name their checkpoints alike."""
+    try:
+        return json.loads((path / MANIFEST).read_text('utf-8'))['format'] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        verify(path, hashes=False)
+    except CheckpointError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -119,7 +154,7 @@ def _saved_at(path: Path) -> float:
     try:
         return float(json.loads((path / MANIFEST).read_text('utf-8'))['saved_at'])
     except (OSError, ValueError, KeyError, TypeError):
-        return 0.0  # broken; verify() says how
+        return path.stat().st_mtime  # broken or foreign; verify() says how
 
 
 def find_latest(work_dir: Path) -> Found:
@@ -144,11 +179,21 @@ def point_to(target: Path) -> None:
     os.replace(staging, pointer)
 
 
+def _pointed_at(work_dir: Path) -> str:
+    pointer = work_dir / POINTER
+    return pointer.read_text('utf-8').strip() if pointer.is_file() else ''
+
+
 def purge(work_dir: Path, *, keep: int) -> list[Path]:
-    """Remove all but the newest ``keep`` checkpoints (-1 keeps all) and return what was removed."""
+    """Remove all but the newest ``keep`` whole checkpoints (-1 keeps all, 0 means 1) and return what was removed.
+
+    What ``last_checkpoint`` names stays, and so does what vlmtune did not write.
+    """
     if keep < 0:
         return []
-    old = _by_age(work_dir)[: -max(keep, 1)]
+    ours = [path for path in _by_age(work_dir) if _is_ours(path)]
+    kept = {*[path for path in ours if _is_whole(path)][-max(keep, 1) :], work_dir / _pointed_at(work_dir)}
+    old = [path for path in ours if path not in kept]
     for path in old:
         shutil.rmtree(path)
     for left in work_dir.glob('iter_*.pth.tmp'):

@@ -14,13 +14,9 @@ from vlmtune.data import PackSampler
 from vlmtune.engine.state import set_rng_state
 from vlmtune.registry import LOOPS
 from vlmtune.structures import IGNORE_INDEX
-from vlmtune.utils.errors import ConfigError, UserError
+from vlmtune.utils.errors import ConfigError, TrainingError
 
 MicroBatch = dict[str, Tensor]
-
-
-class TrainingError(UserError):
-    """Training cannot go on."""
 
 
 @LOOPS.register_module()
@@ -58,7 +54,8 @@ class TrainLoop(BaseLoop):
         assert self.sampler.accumulative_counts == accumulative_counts
         self._max_iters = int(max_steps) if max_steps is not None else self._count_steps(float(max_epochs))  # type: ignore[arg-type]
         if self._max_iters < 1:
-            raise ConfigError(f'train_cfg: max_epochs={max_epochs} makes no step of {len(self.sampler)} steps per epoch')
+            given = f'max_epochs={max_epochs}' if max_steps is None else f'max_steps={max_steps}'
+            raise ConfigError(f'train_cfg: {given} makes no optimizer step; an epoch has {len(self.sampler)}')
         self._max_epochs = max_epochs if max_epochs is not None else self._max_iters / len(self.sampler)
         self._iter = 0
         self.rng_to_restore: dict[str, Any] | None = None
@@ -89,9 +86,7 @@ class TrainLoop(BaseLoop):
             self.runner.call_hook('before_train_iter', batch_idx=self._iter, data_batch=micro_batches)
             outputs = self._step(micro_batches)
             self.sampler.finish_step()
-            self.runner.call_hook(
-                'after_train_iter', batch_idx=self._iter, data_batch=micro_batches, outputs=outputs
-            )
+            self.runner.call_hook('after_train_iter', batch_idx=self._iter, data_batch=micro_batches, outputs=outputs)
             self._iter += 1
         self.runner.call_hook('after_train_epoch')
         self.runner.call_hook('after_train')

@@ -1,5 +1,6 @@
 """Parameter groups: one learning rate per part, no weight decay where it does not belong."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch.optim import Optimizer
 
 from vlmtune.models import SupervisedFinetune
 from vlmtune.registry import OPTIM_WRAPPER_CONSTRUCTORS
-from vlmtune.utils.errors import ConfigError
+from vlmtune.utils.errors import ConfigError, TrainingError
 
 
 def unwrap(model: nn.Module) -> SupervisedFinetune:
@@ -31,15 +32,32 @@ class StepOptimWrapper(OptimWrapper):
 
     def __init__(self, optimizer: Optimizer, *, max_norm: float = float('inf')) -> None:
         super().__init__(optimizer)
+        self.base_param_settings = None  # type: ignore[assignment]  # a group of none of our weights, lost on resume
         self.max_norm = max_norm
 
+    def get_lr(self) -> dict[str, list[float]]:
+        """What is logged: ``lr``, or ``projector_lr``, ``llm_lr``, ... where the parts differ."""
+        by_part = {group['name'].partition('.')[0]: group['lr'] for group in self.param_groups}
+        if len(set(by_part.values())) == 1:
+            return {'lr': [next(iter(by_part.values()))]}
+        return {f'{part}_lr': [lr] for part, lr in by_part.items()}
+
     def clip_and_step(self) -> float:
-        """Clip, update, clear; returns the norm before clipping. The gradients are complete."""
+        """Clip, update, clear; returns the norm before clipping. The gradients are complete.
+
+        Raises:
+            TrainingError: the norm is not finite; one such step would make every weight NaN.
+        """
         parameters = [p for group in self.param_groups for p in group['params'] if p.grad is not None]
-        norm = nn.utils.clip_grad_norm_(parameters, self.max_norm)
+        norm = float(nn.utils.clip_grad_norm_(parameters, self.max_norm))
+        if not math.isfinite(norm):
+            raise TrainingError(
+                f'the norm of the gradients is {norm}; no weight was changed by this step. '
+                'Lower lr, or resume from the last checkpoint with --resume'
+            )
         self.step()
         self.zero_grad(set_to_none=True)
-        return float(norm)
+        return norm
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -59,11 +77,15 @@ class PartwiseOptimWrapperConstructor:
     def __init__(self, optim_wrapper_cfg: Mapping[str, Any], paramwise_cfg: Mapping[str, Any] | None = None) -> None:
         options = dict(optim_wrapper_cfg)
         self.optimizer_cfg = dict(options.pop('optimizer'))
+        if 'lr' not in self.optimizer_cfg:
+            raise ConfigError('optim_wrapper.optimizer has no lr; every optimizer needs one here, say lr=1e-4')
         clip = dict(options.pop('clip_grad', None) or {})
         self.max_norm = float(clip.pop('max_norm', float('inf')))
         wrapper = options.pop('type', OptimWrapper)
         if wrapper not in (OptimWrapper, StepOptimWrapper):
-            raise ConfigError(f'optim_wrapper.type={wrapper!r} is not followed: precision comes from model.dtype; remove it')
+            raise ConfigError(
+                f'optim_wrapper.type={wrapper!r} is not followed: precision comes from model.dtype; remove it'
+            )
         if paramwise_cfg or options or clip:
             found = sorted({*options, *clip, *(['paramwise_cfg'] if paramwise_cfg else [])})
             raise ConfigError(

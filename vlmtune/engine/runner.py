@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from mmengine.dist import barrier, broadcast_object_list, get_dist_info, master_
 from mmengine.runner import FlexibleRunner, set_random_seed
 from safetensors.torch import load_file, save_file
 
-from vlmtune.config import dump_config
+from vlmtune.config import dump_config, redact_secrets
 from vlmtune.data import Processor, StepDataLoader, SupervisedDataset, build_train_loader
 from vlmtune.engine import checkpoint
 from vlmtune.engine.optim import PartwiseOptimWrapperConstructor, unwrap
@@ -50,7 +51,9 @@ def build_data(cfg: Config) -> tuple[Processor, StepDataLoader]:
 
 def build_model(cfg: Config, *, processor: Processor) -> SupervisedFinetune:
     """The model of a config, with room for the processor's new tokens."""
-    defaults = dict(vocab_size=len(processor.tokenizer) if processor.special_tokens else None, device=str(find_device()))
+    defaults = dict(
+        vocab_size=len(processor.tokenizer) if processor.special_tokens else None, device=str(find_device())
+    )
     return MODELS.build(cfg.model, default_args=defaults)
 
 
@@ -70,12 +73,23 @@ class Runner(FlexibleRunner):
         Raises:
             UserError: anything in the config, the data or the model that the user can mend.
         """
+        for path in (cfg.get('resume'), cfg.get('load_from')):
+            if isinstance(path, str):
+                checkpoint.verify(Path(path), hashes=False)  # all of it when it is loaded
         set_random_seed(cfg.randomness.seed)  # new weights (LoRA) are a function of the seed
         processor, loader = build_data(cfg)
         model = build_model(cfg, processor=processor)
         strategy = cfg.get('strategy') or dict(type=DDPStrategy if get_dist_info()[1] > 1 else SingleDeviceStrategy)
         optim_wrapper = {'constructor': PartwiseOptimWrapperConstructor, **cfg.optim_wrapper}
-        given = ('param_scheduler', 'train_cfg', 'default_hooks', 'custom_hooks', 'load_from', 'resume', 'log_processor')
+        given = (
+            'param_scheduler',
+            'train_cfg',
+            'default_hooks',
+            'custom_hooks',
+            'load_from',
+            'resume',
+            'log_processor',
+        )
         options = {name: cfg[name] for name in given if cfg.get(name) is not None}
         runner = cls(
             model=model,
@@ -90,7 +104,7 @@ class Runner(FlexibleRunner):
             visualizer=cfg.get('visualizer'),
             default_scope='mmengine',
             randomness=cfg.randomness,
-            cfg=cfg,
+            cfg=redact_secrets(cfg),  # mmengine hands it to trackers
             **options,
         )
         runner.processor = processor
@@ -114,6 +128,12 @@ class Runner(FlexibleRunner):
         device = find_device()
         name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{torch.get_num_threads()} threads'
         logger.info('device %s (%s), %d processes, seed %s', device, name, self.world_size, self.seed)
+
+    def register_default_hooks(self, hooks: Mapping[str, Any] | None = None) -> None:
+        """The hooks of the config and no others; one that is None is left out."""
+        for hook in (hooks or {}).values():
+            if hook is not None:
+                self.register_hook(hook)
 
     def get_hooks_info(self) -> str:
         """The hooks in the order in which they run, on one line."""
@@ -229,5 +249,3 @@ class Runner(FlexibleRunner):
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content), 'utf-8')
-
-

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_IN_EPOCHS = ('begin', 'end', 'T_max')
+_IN_EPOCHS = ('begin', 'end', 'T_max', 'step_size', 'total_steps', 'milestones')
 _SHORTEST = 2  # steps of a schedule
 
 
@@ -22,8 +22,9 @@ def schedules_in_steps(
         if schedule.pop('convert_to_iter_based', False) and schedule.get('by_epoch', True):
             schedule['by_epoch'] = False
             for name in _IN_EPOCHS:
-                if schedule.get(name) is not None:
-                    schedule[name] = round(schedule[name] * max_steps / max_epochs)
+                if (value := schedule.get(name)) is not None:
+                    times = max_steps / max_epochs
+                    schedule[name] = [round(v * times) for v in value] if name == 'milestones' else round(value * times)
         begin, end = schedule.get('begin', 0), schedule.get('end')
         if end is None or end - begin >= _SHORTEST:
             converted.append(schedule)

@@ -5,6 +5,7 @@ mmengine's own set-up calls CUDA on machines without it; it skips itself where a
 
 import logging
 import os
+import re
 from typing import Literal
 
 import torch
@@ -34,7 +35,9 @@ def init_distributed(launcher: Launcher, *, alone: bool = False) -> None:
         return
     if launcher == 'slurm':
         _environment_from_slurm()
-    missing = [name for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT') if name not in os.environ]
+    missing = [
+        name for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT') if name not in os.environ
+    ]
     if missing:
         raise ConfigError(f'--launcher {launcher}: {", ".join(missing)} not set; start with torchrun, or use --nproc N')
     if torch.cuda.is_available():
@@ -59,7 +62,5 @@ def _environment_from_slurm() -> None:
 
 def _first_node(nodelist: str) -> str:
     """'gpu[03-07,12],cpu1' -> 'gpu03'."""
-    head, bracket, rest = nodelist.partition('[')
-    if not bracket or ',' in head:
-        return nodelist.split(',')[0]
-    return head + rest.split(']')[0].split(',')[0].split('-')[0]
+    first = re.match(r'(?:[^,\[]|\[[^]]*])+', nodelist)
+    return re.sub(r'\[([^],-]+)[^]]*]', r'\1', first[0]) if first else nodelist

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vlmtune.engine.optim import unwrap
 from vlmtune.registry import STRATEGIES
 from vlmtune.utils.device import find_device
+from vlmtune.utils.errors import CheckpointError
 
 OPTIMIZER_FILE = 'optimizer.pt'
 
@@ -125,6 +126,25 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_optimizer(optim_wrapper: Any, directory: Path) -> None:
-    """Load an optimizer's state with ``weights_only``."""
+    """Load an optimizer's state with ``weights_only``.
+
+    Raises:
+        CheckpointError: it is another optimizer's, or over other parameters.
+    """
     state = torch.load(directory / OPTIMIZER_FILE, map_location='cpu', weights_only=True)
+    mine = optim_wrapper.optimizer.state_dict()
+    if _layout(state) != _layout(mine):
+        raise CheckpointError(
+            f'{directory / OPTIMIZER_FILE} is the state of another optimizer or of other parts '
+            f'({_in_words(state)}; this run has {_in_words(mine)}); use the config that made it, or load_from to start anew'
+        )
     optim_wrapper.optimizer.load_state_dict(state)
+
+
+def _layout(state: dict[str, Any]) -> list[tuple[int, list[str]]]:
+    """Parameters and settings of every group; schedulers add ``initial_lr``."""
+    return [(len(group['params']), sorted({*group} - {'initial_lr'})) for group in state['param_groups']]
+
+
+def _in_words(state: dict[str, Any]) -> str:
+    return ', '.join(f'{count} parameters with {" ".join(settings)}' for count, settings in _layout(state))

@@ -60,16 +60,9 @@ def stop_tokens(processor: Processor, from_model: int | Sequence[int] | None = N
 
 @contextmanager
 def answering(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in evaluation mode; afterwards every module is in the mode it was in.
-
-    Except for 4-bit layers of bitsandbytes on a CPU that has AVX512-BF16: evaluation makes those rewrite their weights,
-    for good, in a layout that gives no gradients and cannot be dequantised. They act alike in both modes otherwise.
-    """
+    """Inside, the model is in evaluation mode; afterwards every module is in the mode it was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    for module, _ in modes:
-        if getattr(module, 'support_avx512bf16_for_cpu', False):
-            module.training = True
     try:
         yield
     finally:

@@ -49,4 +49,16 @@ def load_model(
         attn_implementation=attn_implementation,
         **options,
     )
+    _keep_quantized_layout(model)
     return model, family
+
+
+def _keep_quantized_layout(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from rewriting 4-bit weights for inference on CPUs with AVX512-BF16.
+
+    It does so in the first forward in evaluation mode, for good, into a layout that gives wrong gradients and cannot be
+    dequantised; answers asked for on the way would spoil the training.
+    """
+    for module in model.modules():
+        if getattr(module, 'support_avx512bf16_for_cpu', False):
+            module.support_avx512bf16_for_cpu = False

@@ -3,6 +3,7 @@
 PEFT is imported where it is used: it brings bitsandbytes along, which other runs need not load.
 """
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -52,11 +53,13 @@ def names_to_regex(names: Iterable[str]) -> str:
     branches = []
     for (head, found), tails in by_head.items():
         columns = [sorted(set(column), key=int) for column in zip(*found, strict=True)]
-        pattern = re.escape(head)
-        for column in columns:
-            pattern = pattern.replace(re.escape('#'), '(' + '|'.join(column) + ')', 1)
+        gathered = [columns] if math.prod(map(len, columns)) == len(found) else [[[i] for i in row] for row in found]
         last = '|'.join(sorted(map(re.escape, tails)))
-        branches.append(f'{pattern}({last})')
+        for choices in gathered:
+            pattern = re.escape(head)
+            for column in choices:
+                pattern = pattern.replace(re.escape('#'), '(' + '|'.join(column) + ')', 1)
+            branches.append(f'{pattern}({last})')
     return '|'.join(sorted(branches))
 
 
@@ -70,11 +73,11 @@ def build_lora_config(
     Raises:
         ConfigError: parts disagree about dropout, DoRA or rsLoRA.
     """
-    from peft import LoraConfig
-
     lora_plans = [plan for plan in plans.values() if plan.mode == 'lora']
     if not lora_plans:
         return None
+    from peft import LoraConfig
+
     kinds = {(p.lora.dropout, p.lora.use_dora, p.lora.use_rslora) for p in lora_plans}
     if len(kinds) > 1:
         raise ConfigError(f'tune: all parts in mode lora share dropout, use_dora and use_rslora; found {sorted(kinds)}')
@@ -96,19 +99,17 @@ def build_lora_config(
     return config, names
 
 
-def inject_lora(
-    model: PreTrainedModel, plans: Mapping[PartName, PartPlan], *, family: Family
-) -> 'LoraConfig | None':
+def inject_lora(model: PreTrainedModel, plans: Mapping[PartName, PartPlan], *, family: Family) -> 'LoraConfig | None':
     """Replace the linear layers of the parts in mode lora by adapted ones, in place.
 
     Raises:
         ConfigError: see ``build_lora_config``.
     """
-    from peft import inject_adapter_in_model
-
     built = build_lora_config(model, plans, family=family)
     if built is None:
         return None
+    from peft import inject_adapter_in_model
+
     config, names = built
     inject_adapter_in_model(config, model)
     adapted = sum(1 for name, _ in model.named_modules() if name.endswith('.lora_A'))

@@ -38,7 +38,8 @@ class PartReport:
 class SupervisedFinetune(nn.Module):
     """A causal language model or image-text-to-text model with tunable parts.
 
-    Weights that train are float32, the others ``dtype``; the forward pass runs under autocast to ``dtype``.
+    Weights that train and all layer norms are float32, the others ``dtype``; the forward pass runs under autocast to
+    ``dtype``.
 
     Args:
         pretrained_model_name_or_path: a folder or a hub id.
@@ -48,7 +49,7 @@ class SupervisedFinetune(nn.Module):
         dtype: 'bfloat16' or 'float32'.
         gradient_checkpointing: recompute activations in the backward pass.
         attn_implementation: as transformers calls it: 'sdpa', 'flash_attention_2', 'eager'.
-        vocab_size: grow the embeddings to at least this many tokens.
+        vocab_size: tokens of a tokenizer that got new ones; the embeddings grow to at least as many, and must train.
         device: where quantised weights are made.
 
     Raises:
@@ -82,7 +83,9 @@ class SupervisedFinetune(nn.Module):
         tied = self.model.get_output_embeddings().weight is self.model.get_input_embeddings().weight
         self.plans = plan_parts(tune, family=self.family, lora=lora, tied=tied)
         if quantization is not None and self.plans['llm'].mode == 'full':
-            raise ConfigError(f"quantization={quantization!r} needs a frozen llm; set tune llm='lora' or quantization=None")
+            raise ConfigError(
+                f"quantization={quantization!r} needs a frozen llm; set tune llm='lora' or quantization=None"
+            )
         self._grow_embeddings(vocab_size)
         self._apply_plans()
         if gradient_checkpointing:
@@ -91,13 +94,13 @@ class SupervisedFinetune(nn.Module):
     # ---- building
 
     def _grow_embeddings(self, vocab_size: int | None) -> None:
-        have = self.model.get_input_embeddings().weight.shape[0]
-        if vocab_size is None or vocab_size <= have:
+        if vocab_size is None:
             return
-        if self.plans['embeddings'].mode == 'frozen':
-            raise ConfigError(
-                f'{vocab_size - have} new tokens need embeddings that train; set tune embeddings="full", lm_head="full"'
-            )
+        if self.plans['embeddings'].mode == 'frozen':  # also where spare rows are left: those are noise until trained
+            raise ConfigError('new tokens need embeddings that train; set tune embeddings="full", lm_head="full"')
+        have = self.model.get_input_embeddings().weight.shape[0]
+        if vocab_size <= have:
+            return
         logger.info('embeddings grow from %d to %d tokens', have, vocab_size)
         self.model.resize_token_embeddings(vocab_size)
 
@@ -109,9 +112,10 @@ class SupervisedFinetune(nn.Module):
                 for _, module in tunable_modules(self.model, part, family=self.family):
                     for parameter in module.parameters(recurse=False):
                         parameter.requires_grad_(True)
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+        for module in self.model.modules():  # a frozen bf16 layer norm cannot take the float32 of a trained layer (CPU)
+            for parameter in module.parameters(recurse=False):
+                if parameter.requires_grad or isinstance(module, nn.LayerNorm):
+                    parameter.data = parameter.data.float()
         vision = [p for n, p in self.named_trainable().items() if self.part_of(n) in ('vision_encoder', 'projector')]
         self._trainable_vision = vision
 
@@ -150,7 +154,9 @@ class SupervisedFinetune(nn.Module):
         wrong = [name for name, p in mine.items() if p.shape != state[name].shape]
         if wrong:
             name = wrong[0]
-            raise CheckpointError(f'{name} is {tuple(state[name].shape)} in the checkpoint, {tuple(mine[name].shape)} here')
+            raise CheckpointError(
+                f'{name} is {tuple(state[name].shape)} in the checkpoint, {tuple(mine[name].shape)} here'
+            )
         with torch.no_grad():
             for name, parameter in mine.items():
                 parameter.copy_(state[name])

@@ -67,14 +67,14 @@ def lora_settings(settings: Mapping[str, Any] | None, *, base: LoraSettings | No
     given = dict(settings or {})
     if wrong := [name for name in given if name not in _LORA_NAMES]:
         raise _unknown('lora', wrong, _LORA_NAMES)
-    if given.get('target_modules') is not None:
-        given['target_modules'] = tuple(given['target_modules'])
+    if (targets := given.get('target_modules')) is not None:
+        given['target_modules'] = (targets,) if isinstance(targets, str) else tuple(targets)
     inherited = {name: getattr(base or LoraSettings(), name) for name in _LORA_NAMES}
     return LoraSettings(**{**inherited, **given})
 
 
 def _plan_part(part: PartName, setting: str | Mapping[str, Any], lora: LoraSettings) -> PartPlan:
-    options: dict[str, Any] = {'mode': setting} if isinstance(setting, str) else dict(setting)
+    options: dict[str, Any] = dict(setting) if isinstance(setting, Mapping) else {'mode': setting}
     mode, lr = options.pop('mode', None), options.pop('lr', None)
     if mode not in get_args(Mode):
         raise ConfigError(f'tune.{part}: {mode!r} is not one of {", ".join(get_args(Mode))}')
@@ -116,7 +116,9 @@ def plan_parts(
                 setting = {'mode': plans['embeddings'].mode, 'lr': plans['embeddings'].lr}
         plans[part] = _plan_part(part, setting, shared)
     if 'lora' in (plans['embeddings'].mode, plans['lm_head'].mode):
-        raise ConfigError("tune: embeddings and lm_head are 'frozen' or 'full'; lora is for linear layers inside the model")
+        raise ConfigError(
+            "tune: embeddings and lm_head are 'frozen' or 'full'; lora is for linear layers inside the model"
+        )
     if tied and plans['embeddings'].mode != plans['lm_head'].mode:
         raise ConfigError('tune: embeddings and lm_head are one tensor in this model; give both the same mode')
     if all(plan.mode == 'frozen' for plan in plans.values()):
@@ -136,22 +138,27 @@ def part_of(name: str, *, family: Family) -> PartName:
             if (name == path or name.startswith(path + '.')) and (best is None or len(path) > best[0]):
                 best = (len(path), part)
     if best is None:
-        raise ModelError(f'{name} belongs to no part of {family.model_type}; its row in vlmtune/families.py is incomplete')
+        raise ModelError(
+            f'{name} belongs to no part of {family.model_type}; its row in vlmtune/families.py is incomplete'
+        )
     return best[1]
 
 
 def _never_used(model: PreTrainedModel, *, family: Family) -> tuple[str, ...]:
-    """Vision modules behind the layer whose features are used; they never get a gradient."""
-    layer = getattr(model.config, 'vision_feature_layer', None)
-    if not isinstance(layer, int) or layer >= -1:
+    """Vision modules behind the layer whose features are read (``vision_feature_layer``); they never get a gradient."""
+    wanted = getattr(model.config, 'vision_feature_layer', None)
+    if wanted is None:
         return ()
     tower = family.vision_encoder[0]
-    names = [name for name, module in model.named_modules() if name.startswith(tower) and isinstance(module, nn.ModuleList)]
-    encoder_layers = next(name for name in names if name.endswith('.layers'))
-    count = len(model.get_submodule(encoder_layers))  # type: ignore[arg-type]
-    after = tuple(f'{encoder_layers}.{i}' for i in range(count + layer + 1, count))
-    norms = tuple(n for n, _ in model.named_modules() if n.startswith(tower) and n.endswith('post_layernorm'))
-    return after + norms
+    layers, count = next(
+        (name, len(module))
+        for name, module in model.named_modules()
+        if name.startswith(tower) and isinstance(module, nn.ModuleList)
+    )
+    # Hidden state 0 is what enters layer 0; negative numbers count from the state behind the last layer.
+    last = max(state % (count + 1) for state in ([wanted] if isinstance(wanted, int) else wanted))
+    behind = ('post_layernorm', 'head') if last == count else ('post_layernorm', 'head', 'layernorm')
+    return (*(f'{layers}.{i}' for i in range(last, count)), *(f'{tower}.{name}' for name in behind))
 
 
 def tunable_modules(model: PreTrainedModel, part: PartName, *, family: Family) -> Iterator[tuple[str, nn.Module]]:

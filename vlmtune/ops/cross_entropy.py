@@ -6,7 +6,8 @@ The idea (compute the gradient of each chunk in the forward pass and keep only t
 Cut Cross-Entropy's and Liger-Kernel's fused linear cross entropy (https://arxiv.org/abs/2410.10989).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,21 +20,31 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """See ``linear_cross_entropy``. Backward only scales what forward computed."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, chunk, transform):  # type: ignore[override]
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        chunk: int,
+        transform: LogitTransform | None,
+    ) -> Tensor:
         needs = ctx.needs_input_grad[:3]
         inputs = (hidden, weight, bias)
         ctx.dtypes = [None if t is None else t.dtype for t in inputs]
-        weight, bias = (None if t is None else t.to(hidden.dtype) for t in (weight, bias))
-        grads = [torch.zeros_like(t, dtype=torch.float32) if need else None for t, need in zip(inputs, needs, strict=True)]
+        cast = [None if t is None else t.to(hidden.dtype) for t in (weight, bias)]
+        grads = [
+            torch.zeros_like(t, dtype=torch.float32) if need else None for t, need in zip(inputs, needs, strict=True)
+        ]
         total = hidden.new_zeros((), dtype=torch.float32)
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
             with torch.enable_grad():
                 leaves = [
                     None if t is None else t.detach().requires_grad_(need)
-                    for t, need in zip((hidden[rows], weight, bias), needs, strict=True)
+                    for t, need in zip((hidden[rows], *cast), needs, strict=True)
                 ]
-                loss = _chunk_loss(*leaves, targets[rows], transform)
+                loss = _chunk_loss(leaves, targets[rows], transform)
             total += loss.detach()
             wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
             found = iter(torch.autograd.grad(loss, wanted)) if wanted else iter(())
@@ -44,14 +55,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, grad_output):  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         grads = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         scaled = [None if g is None else (g * grad_output).to(dtype) for g, dtype in grads]
         return (*scaled, None, None, None)
 
 
-def _chunk_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, transform: LogitTransform | None) -> Tensor:
-    logits = F.linear(hidden, weight, bias).float()
+def _chunk_loss(leaves: Sequence[Tensor | None], targets: Tensor, transform: LogitTransform | None) -> Tensor:
+    logits = F.linear(*leaves).float()  # hidden, weight, bias
     if transform is not None:
         logits = transform(logits)
     return F.cross_entropy(logits, targets, reduction='sum')
@@ -86,9 +97,10 @@ def linear_cross_entropy(
     """
     if len(hidden) != len(targets):
         raise ValueError(f'{len(hidden)} hidden states but {len(targets)} targets')
-    if len(hidden) == 0:
-        return hidden.float().sum() * 0.0
-    # Autocast does not reach inside an autograd.Function: the head runs in the dtype it would have had.
+    if len(hidden) == 0:  # zero gradients for head and hidden states alike: other ranks wait for them
+        used = [hidden] + [t[:0] for t in (weight, bias) if t is not None]
+        return torch.stack([t.float().sum() for t in used]).sum() * 0.0
+    # The Function casts the head to the dtype of its input, which autocast would have chosen for both.
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         hidden = hidden.to(torch.get_autocast_dtype(device))

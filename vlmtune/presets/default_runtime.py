@@ -15,7 +15,6 @@ default_hooks = dict(
     progress=dict(type=ProgressBarHook),
     param_scheduler=dict(type=ParamSchedulerHook),
     checkpoint=dict(type=CheckpointHook, interval=500, max_keep_ckpts=2, save_optimizer=True),
-    sampler_seed=None,  # the sampler's order is a function of (seed, epoch); mmengine's hook is not wanted
 )
 env_cfg = dict(cudnn_benchmark=False)
 log_level = 'INFO'

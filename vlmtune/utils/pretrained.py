@@ -20,6 +20,6 @@ def load_pretrained(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
         raise ModelError(f'{os.path.abspath(path)} has no config.json; expected a Hugging Face model folder')
     try:
         return auto_class.from_pretrained(path, trust_remote_code=False, **kwargs)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # ImportError: a package that a setting asks for
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f'cannot load {name_or_path} with {auto_class.__name__}: {reason}') from error

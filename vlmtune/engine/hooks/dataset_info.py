@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from vlmtune.data import Processor, SupervisedDataset
 from vlmtune.registry import HOOKS
 from vlmtune.structures import IGNORE_INDEX, Sample
+from vlmtune.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +50,19 @@ class DatasetInfoHook(Hook):
         learned = sum(int((sample.labels != IGNORE_INDEX).sum()) for sample in dataset.samples)
         logger.info(
             '%d samples, %d images, %d tokens, %d of them learned; %d packs or batches and %d optimizer steps per epoch',
-            len(dataset), images, tokens, learned, len(sampler.plan), len(sampler),
+            len(dataset),
+            images,
+            tokens,
+            learned,
+            len(sampler.plan),
+            len(sampler),
         )
+        if self.index >= len(dataset):
+            raise ConfigError(f'DatasetInfoHook: index={self.index}, but the data set has {len(dataset)} samples')
         sample = dataset.samples[self.index]
         logger.info(
             'sample %d (%d tokens, learned parts between ⟦ and ⟧):\n%s',
-            self.index, len(sample), describe_sample(sample, processor=runner.processor),
+            self.index,
+            len(sample),
+            describe_sample(sample, processor=runner.processor),
         )

@@ -1,0 +1,115 @@
+"""Processors of the tiny models, conversations written in one line, and what transformers' own processors make of them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from PIL import Image
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
+
+from vlmtune.data import Processor
+from vlmtune.structures import Conversation, ImagePart, ImageRef, ImageSize, Message, TextPart
+
+IMAGE = object()
+BUILDABLE = ('llava', 'idefics3')  # the others' constructors ask for a video processor, and that for torchvision
+
+
+@pytest.fixture(scope='session')
+def processor(tiny_model) -> Callable[..., Processor]:
+    """``processor('llava', prompt_template='vicuna')``; made once. Read only."""
+    known: dict[str, Processor] = {}
+
+    def factory(name: str, **settings: Any) -> Processor:
+        key = repr((name, sorted(settings.items())))
+        if key not in known:
+            known[key] = Processor(str(tiny_model(name)), **settings)
+        return known[key]
+
+    return factory
+
+
+@pytest.fixture(scope='session')
+def image_mark() -> object:
+    """Stands for an image in ``talk``."""
+    return IMAGE
+
+
+@pytest.fixture(scope='session')
+def talk() -> Callable[..., Conversation]:
+    """``talk(('user', image_mark, 'What?'), ('assistant', 'A cat.'))``."""
+
+    def build(*turns: tuple) -> Conversation:
+        messages, images = [], 0
+        for role, *pieces in turns:
+            parts = []
+            for piece in pieces:
+                parts.append(ImagePart(images) if piece is IMAGE else TextPart(piece))
+                images += piece is IMAGE
+            messages.append(Message(role, tuple(parts)))
+        return Conversation(tuple(messages), tuple(ImageRef(path=f'{i}.png') for i in range(images)))
+
+    return build
+
+
+def as_messages(conversation: Conversation, *, as_parts: bool) -> list[dict[str, Any]]:
+    """The form that transformers takes."""
+    out = []
+    for message in conversation.messages:
+        parts = [{'type': 'text', 'text': p.text} if isinstance(p, TextPart) else {'type': 'image'} for p in message.parts]
+        out.append({'role': message.role, 'content': parts if as_parts else message.text})
+    return out
+
+
+def _family_processor(mine: Processor) -> Any:
+    """The family's processor; one that cannot be built gets what its expansion reads by hand."""
+    if mine.family.model_type in BUILDABLE:
+        return AutoProcessor.from_pretrained(mine.source)
+    image_processor = AutoImageProcessor.from_pretrained(mine.source)
+    settings = mine.joint_settings
+    name = settings.get('processor_class') or json.loads(Path(mine.source, 'preprocessor_config.json').read_text())['processor_class']
+    processor = object.__new__(getattr(transformers, name))
+    processor.__dict__.update(
+        tokenizer=AutoTokenizer.from_pretrained(mine.source),
+        image_processor=image_processor,
+        image_token=mine.tokenizer.convert_ids_to_tokens(mine.image_token_id),
+        start_image_token='<img>',
+        end_image_token='</img>',
+        fake_image_token='<fake_token_around_image>',
+        global_image_token='<global-img>',
+        **{key: value for key, value in settings.items() if key not in ('processor_class', 'image_token')},
+    )
+    return processor
+
+
+@pytest.fixture(scope='session')
+def theirs() -> Callable[..., list[int]]:
+    """Token ids as transformers' own processor makes them, from real pixels and with the same chat template."""
+    known: dict[str, Any] = {}
+
+    def ids(mine: Processor, conversation: Conversation, sizes: list[ImageSize], **render: Any) -> list[int]:
+        text = AutoTokenizer.from_pretrained(mine.source).apply_chat_template(
+            as_messages(conversation, as_parts=mine.family.has_vision),
+            tokenize=False,
+            chat_template=mine.tokenizer.chat_template,
+            **render,
+        )
+        if not mine.family.has_vision:
+            return mine.tokenizer(text, add_special_tokens=False)['input_ids']
+        if mine.source not in known:
+            known[mine.source] = _family_processor(mine)
+        processor = known[mine.source]
+        images = [Image.radial_gradient('L').resize((size.width, size.height)).convert('RGB') for size in sizes]
+        if mine.family.model_type in BUILDABLE:
+            adds_bos = not text.startswith(mine.tokenizer.bos_token)  # as its apply_chat_template decides
+            return processor(images=images or None, text=[text], add_special_tokens=adds_bos)['input_ids'][0]
+        if images:
+            options = dict(getattr(type(processor), 'images_kwargs', {}))
+            _, expansions = processor._process_images(images, **options, return_tensors='pt')
+            around = text.split(processor.image_token)
+            text = around[0] + ''.join(e + after for e, after in zip(expansions, around[1:], strict=True))
+        return processor.tokenizer(text)['input_ids']
+
+    return ids

@@ -1,0 +1,134 @@
+"""What an image becomes is counted from its size alone, and equals what the model demands of the real pixels."""
+
+import random
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText
+
+from vlmtune.families import FAMILIES
+from vlmtune.structures import ImageSize
+from vlmtune.utils.errors import DataError
+
+VISION = [name for name, family in FAMILIES.items() if family.has_vision]
+_RNG = random.Random(0)
+SIZES = [
+    *(ImageSize(h, w) for h, w in ((28, 28), (56, 56), (57, 55), (1, 1), (1, 150), (300, 20), (112, 113), (640, 480))),
+    *(ImageSize(_RNG.randint(20, 700), _RNG.randint(20, 700)) for _ in range(26)),
+]
+
+
+def settings(name):
+    return {'prompt_template': 'vicuna'} if name == 'llava' else {}
+
+
+def sizes_for(name):
+    return [size for size in SIZES if min(size) > 1 or not name.startswith('qwen')]
+
+
+def demanded(model, name, features):
+    """Rows that the model puts in place of image tokens: it computes them from the pixels."""
+    known = {'image_grid_thw', 'pixel_values', 'pixel_attention_mask'} & set(FAMILIES[name].image_inputs)
+    with torch.no_grad():
+        output = model.model.get_image_features(**{key: features[key] for key in known})
+    pooled = output.pooler_output
+    return sum(part.shape[:-1].numel() for part in (pooled if isinstance(pooled, list | tuple) else [pooled]))
+
+
+@pytest.fixture(scope='module')
+def model(tiny_model):
+    known = {}
+    return lambda name: known.setdefault(name, AutoModelForImageTextToText.from_pretrained(tiny_model(name)).eval())
+
+
+@pytest.mark.parametrize('name', VISION)
+def test_counts_are_what_the_model_demands(name, processor, model, talk, image_mark):
+    mine = processor(name, **settings(name))
+    sizes = sizes_for(name)
+    assert len(sizes) >= 30
+    for size in sizes:
+        shown = talk(('user', image_mark, 'What?'), ('assistant', 'x'))
+        planned = int((mine.tokenize(shown, image_sizes=[size]).input_ids == mine.image_token_id).sum())
+        features = mine.image_inputs([Image.new('RGB', (size.width, size.height), 'teal')])
+        assert planned == demanded(model(name), name, features), size
+
+
+@pytest.mark.parametrize('name', VISION)
+def test_the_expansion_is_that_of_transformers(name, processor, theirs, talk, image_mark):
+    """Token for token, two images a time."""
+    mine = processor(name, **settings(name))
+    sizes = sizes_for(name)
+    shown = talk(('user', image_mark, image_mark, 'What?'), ('assistant', 'x'))
+    for pair in zip(sizes[::2], sizes[1::2], strict=False):
+        assert mine.tokenize(shown, image_sizes=pair).input_ids.tolist() == theirs(mine, shown, list(pair)), pair
+
+
+@pytest.mark.parametrize('name', [name for name in VISION if name != 'llava'])
+def test_sizes_matter(name, processor, talk, image_mark):
+    mine = processor(name)
+    shown = talk(('user', image_mark, 'What?'), ('assistant', 'x'))
+    assert len({len(mine.tokenize(shown, image_sizes=[size])) for size in sizes_for(name)}) > 2
+
+
+@pytest.mark.parametrize('name', VISION)
+def test_several_images_are_counted_each(name, processor, model, talk, image_mark):
+    """Also together in one call of the image processor, which may pad them to one shape."""
+    mine = processor(name, **settings(name))
+    sizes = sizes_for(name)[4:9]
+    shown = talk(('user', *[image_mark] * len(sizes), 'What?'), ('assistant', 'x'))
+    planned = int((mine.tokenize(shown, image_sizes=sizes).input_ids == mine.image_token_id).sum())
+    features = mine.image_inputs([Image.new('RGB', (size.width, size.height), 'teal') for size in sizes])
+    assert planned == demanded(model(name), name, features)
+    assert set(features) == set(FAMILIES[name].image_inputs)
+
+
+@pytest.mark.parametrize(
+    ('name', 'limit'),
+    [
+        ('qwen2_vl', {'max_pixels': 4 * 28 * 28}),
+        ('qwen2_5_vl', {'max_pixels': 8 * 28 * 28, 'min_pixels': 6 * 28 * 28}),
+        ('qwen3_vl', {'max_pixels': 6 * 32 * 32}),
+        ('internvl', {'max_patches': 2}),
+        ('idefics3', {'size': {'longest_edge': 56}}),
+        ('smolvlm', {'do_image_splitting': False}),
+    ],
+)
+def test_a_changed_limit_reaches_count_and_pixels_alike(name, limit, processor, model, talk, image_mark):
+    plain, mine = processor(name), processor(name, image_processor=limit)
+    shown = talk(('user', image_mark, 'What?'), ('assistant', 'x'))
+    counts = []
+    for size in sizes_for(name):
+        counts.append([int((p.tokenize(shown, image_sizes=[size]).input_ids == p.image_token_id).sum()) for p in (mine, plain)])
+        features = mine.image_inputs([Image.new('RGB', (size.width, size.height), 'teal')])
+        assert counts[-1][0] == demanded(model(name), name, features), size
+    assert max(changed for changed, _ in counts) < max(before for _, before in counts)
+
+
+def test_llava_without_a_class_token_or_with_all_patches(tiny_model, tmp_path, talk, image_mark):
+    """SigLIP has no class token; 'full' keeps it where there is one."""
+    from vlmtune.data import Processor
+
+    shown = talk(('user', image_mark, 'x'), ('assistant', 'y'))
+    siglip = {'model_type': 'siglip_vision_model', 'image_size': 42, 'vision_use_head': False}
+    for folder, overrides in (
+        (tiny_model('llava', vision_config=siglip, vision_feature_select_strategy='full'), 9),
+        (tiny_model('llava', vision_feature_select_strategy='full', image_seq_length=10), 10),
+    ):
+        bare = tmp_path / str(overrides)
+        bare.mkdir()
+        for file in folder.iterdir():
+            if file.name != 'processor_config.json':  # older checkpoints have none: the model's config decides
+                (bare / file.name).symlink_to(file)
+        mine = Processor(str(bare), prompt_template='vicuna')
+        tokens = mine.tokenize(shown, image_sizes=[ImageSize(60, 90)]).input_ids
+        assert (tokens == mine.image_token_id).sum() == overrides
+        model = AutoModelForImageTextToText.from_pretrained(bare)
+        assert demanded(model, 'llava', mine.image_inputs([Image.new('RGB', (90, 60))])) == overrides
+
+
+@pytest.mark.parametrize('name', ['qwen2_vl', 'qwen3_vl'])
+def test_an_image_too_long_for_qwen(name, processor, talk, image_mark):
+    shown = talk(('user', image_mark, 'What?'), ('assistant', 'x'))
+    with pytest.raises(DataError, match='an image of 4100x20 pixels cannot be used: absolute aspect ratio must be smaller'):
+        processor(name).tokenize(shown, image_sizes=[ImageSize(20, 4100)])

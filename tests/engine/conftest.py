@@ -1,0 +1,162 @@
+"""Whole runs in this process: a recipe over a tiny model and a tiny data set, trained through ``vlmtune.apps.train``."""
+
+import json
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vlmtune.apps.train import train
+
+RECIPE = """# vlmtune train recipe
+from mmengine.config import read_base
+
+with read_base():
+    from vlmtune.presets.default_runtime import *
+
+from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
+from torch.optim import SGD, AdamW
+
+from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, llava_map_fn, load_rows
+from vlmtune.engine import DatasetInfoHook, EvaluateChatHook, TrainLoop
+from vlmtune.models import SupervisedFinetune
+
+pretrained_model_name_or_path = '{model}'
+prompt_template = {template!r}
+data_path = '{data}'
+image_folder = '{images}'
+max_length = 96
+pack_to_max_length = True
+shuffle = True
+tune = {tune}
+lora_r = 4
+lora_dropout = 0.1
+batch_size = 1
+accumulative_counts = 2
+dataloader_num_workers = 0
+max_epochs = 2
+max_steps = None
+lr = 1e-2
+max_norm = 1.0
+horizon = 2
+seed = 7
+save_steps = 1000
+save_total_limit = -1
+save_optimizer = True
+evaluation_freq = None
+evaluation_inputs = {questions}
+evaluation_images = {pictures}
+
+processor = dict(type=Processor, pretrained_model_name_or_path=pretrained_model_name_or_path, prompt_template=prompt_template)
+model = dict(type=SupervisedFinetune, pretrained_model_name_or_path=pretrained_model_name_or_path, tune=tune,
+             lora=dict(r=lora_r, alpha=8, dropout=lora_dropout), dtype='float32')
+train_dataloader = dict(
+    dataset=dict(type=SupervisedDataset, rows=dict(type=load_rows, path=data_path), dataset_map_fn=dict(type=llava_map_fn),
+                 template_map_fn=dict(type=chat_template_map_fn), image_folder=image_folder, max_length=max_length),
+    batch_size=batch_size, num_workers=dataloader_num_workers, pack_to_max_length=pack_to_max_length, shuffle=shuffle)
+optim_wrapper = dict(type=OptimWrapper, optimizer=dict(type={optimizer}, lr=lr), clip_grad=dict(max_norm=max_norm))
+param_scheduler = [
+    dict(type=LinearLR, start_factor=0.1, by_epoch=True, begin=0, end=0.1 * horizon, convert_to_iter_based=True),
+    dict(type=CosineAnnealingLR, eta_min=0.0, by_epoch=True, begin=0.1 * horizon, end=horizon,
+         convert_to_iter_based=True)]
+train_cfg = dict(type=TrainLoop, max_epochs=max_epochs, max_steps=max_steps, accumulative_counts=accumulative_counts)
+default_hooks.checkpoint.interval = save_steps
+default_hooks.checkpoint.max_keep_ckpts = save_total_limit
+default_hooks.checkpoint.save_optimizer = save_optimizer
+default_hooks.logger.interval = 1
+custom_hooks = [dict(type=DatasetInfoHook), dict(type=EvaluateChatHook, every_n_iters=evaluation_freq,
+                inputs=evaluation_inputs, images=evaluation_images, max_new_tokens=4)]
+experiment_name = '{name}'
+randomness = dict(seed=seed)
+"""
+_NUMBERS = count()  # mmengine keeps the scalars of runs by name: two runs of one second must not meet
+
+
+@pytest.fixture(scope='session')
+def write_recipe(tiny_model, tiny_data) -> Callable[..., Path]:
+    """``write_recipe(tmp_path / 'recipe.py', tune=...)``: 17 rows, 10 packs of 96 tokens, so 5 steps an epoch."""
+
+    def write(path: Path, **changes: Any) -> Path:
+        data = tiny_data('llava', rows=17)
+        values = dict(
+            model=tiny_model('llava'),
+            template='vicuna',
+            data=data.data_path,
+            images=data.image_folder,
+            tune=dict(projector='full', llm='lora'),
+            optimizer='AdamW',
+            questions=[],
+            pictures=None,
+            name=f'run{next(_NUMBERS)}',
+        )
+        path.write_text(RECIPE.format(**{**values, **changes}))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def run(write_recipe, tmp_path) -> Callable[..., Path]:
+    """``run('a', lr=1e-3)``: trains into ``tmp_path / 'a'`` with these settings changed; returns the work dir.
+
+    ``recipe`` changes the text of the recipe, ``resume`` is the command line's.
+    """
+
+    def go(name: str, *, recipe: dict[str, Any] | None = None, resume: bool | str = False, **overrides: Any) -> Path:
+        work_dir = tmp_path / name
+        path = write_recipe(tmp_path / 'recipe.py', **(recipe or {}))
+        train(str(path), work_dir=str(work_dir), resume=resume, overrides=overrides)
+        return work_dir
+
+    return go
+
+
+_CLOCKS = ('time', 'tokens_per_second', 'memory')
+
+
+@pytest.fixture(scope='session')
+def contents() -> Callable[[Path], dict[str, Any]]:
+    """What a checkpoint holds, but for clocks: weights, optimizer, trainer state, random generators."""
+
+    def read(checkpoint: Path) -> dict[str, Any]:
+        trainer = json.loads((checkpoint / 'trainer.json').read_text())
+        messages = {k: v for k, v in trainer.pop('messages').items() if not any(clock in k for clock in _CLOCKS)}
+        assert 'train/loss' in messages
+        return dict(
+            weights={k: v.clone() for k, v in load_file(checkpoint / 'model.safetensors').items()},  # not mapped
+            optimizer=torch.load(checkpoint / 'optimizer.pt', weights_only=True),
+            trainer=trainer,
+            messages=messages,
+            rng=json.loads((checkpoint / 'rng_0.json').read_text()),
+        )
+
+    return read
+
+
+@pytest.fixture(scope='session')
+def losses() -> Callable[[Path], list[float]]:
+    """The loss of every step that a checkpoint remembers."""
+
+    def read(checkpoint: Path) -> list[float]:
+        return json.loads((checkpoint / 'trainer.json').read_text())['messages']['train/loss']['values']
+
+    return read
+
+
+def _differences(a: Any, b: Any, path: str) -> list[str]:
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return [found for key in a for found in _differences(a[key], b[key], f'{path}.{key}')]
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return [found for i, (x, y) in enumerate(zip(a, b, strict=True)) for found in _differences(x, y, f'{path}[{i}]')]
+    same = torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
+    return [] if same else [path if isinstance(a, torch.Tensor) else f"{path}: {a} is not {b}"]
+
+
+@pytest.fixture(scope='session')
+def differences() -> Callable[[Any, Any], list[str]]:
+    """Where two nested structures of tensors and numbers are not equal to the bit."""
+    return lambda a, b: _differences(a, b, '')

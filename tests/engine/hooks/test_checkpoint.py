@@ -1,0 +1,47 @@
+"""Checkpoints come every N optimizer steps and at the end; old ones go when a new one is safe."""
+
+import json
+
+import pytest
+
+from vlmtune.engine.checkpoint import verify
+
+
+def saved(work_dir):
+    return sorted(int(path.stem[5:]) for path in work_dir.glob('iter_*.pth'))
+
+
+@pytest.mark.parametrize(
+    ('interval', 'keep', 'left'), [(2, -1, [2, 4, 5]), (2, 2, [4, 5]), (1, 1, [5]), (100, -1, [5]), (5, 3, [5])]
+)
+def test_when_and_how_many(interval, keep, left, run):
+    work_dir = run('done', max_steps=5, max_epochs=None, recipe=dict(tune=dict(projector='full')),
+                   save_steps=interval, save_total_limit=keep)  # fmt: skip
+    assert saved(work_dir) == left
+    assert (work_dir / 'last_checkpoint').read_text() == 'iter_5.pth\n'
+
+
+def test_what_a_checkpoint_holds(run):
+    checkpoint = run('done', max_steps=2, max_epochs=None) / 'iter_2.pth'
+    manifest = verify(checkpoint)
+    assert {name for name in manifest['files'] if not name.startswith('processor/')} == {
+        'model.safetensors',
+        'optimizer.pt',
+        'trainer.json',
+        'rng_0.json',
+        'config.py',
+        'adapter_config.json',
+    }
+    assert (manifest['iteration'], manifest['world_size'], manifest['resumable']) == (2, 1, True)
+    assert {'processor/tokenizer.json', 'processor/preprocessor_config.json'} <= manifest['files'].keys()
+    trainer = json.loads((checkpoint / 'trainer.json').read_text())
+    assert (trainer['iteration'], trainer['seed']) == (2, 7)
+
+
+def test_work_dir_full_of_another_programs_checkpoints(run, tmp_path):
+    """They are neither read nor removed."""
+    (tmp_path / 'shared').mkdir()
+    (tmp_path / 'shared' / 'iter_1.pth').write_bytes(b'pickle')
+    work_dir = run('shared', resume=True, max_steps=4, max_epochs=None, save_steps=2, save_total_limit=1)
+    assert saved(work_dir) == [1, 4]
+    assert (work_dir / 'iter_1.pth').read_bytes() == b'pickle'

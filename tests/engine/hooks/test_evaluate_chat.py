@@ -1,0 +1,70 @@
+"""Sample answers are recorded, and training does not notice."""
+
+import json
+
+import pytest
+
+from vlmtune.engine import EvaluateChatHook
+from vlmtune.structures import ImagePart, TextPart
+from vlmtune.utils.errors import ConfigError, DataError
+
+SHORT = dict(max_steps=4, max_epochs=None)
+
+
+@pytest.fixture
+def questions(tiny_data):
+    picture = str(tiny_data('llava', rows=17).image_folder / '000.png')
+    return dict(questions=['What colour is the square?', 'Hello?'], pictures=[picture, None])
+
+
+@pytest.mark.parametrize('pack', [True, False])
+def test_training_is_bit_equal_with_and_without_questions(pack, questions, run, contents, differences):
+    settings = dict(SHORT, pack_to_max_length=pack)
+    plain = contents(run('plain', **settings) / 'iter_4.pth')
+    asked = contents(run('asked', recipe=questions, evaluation_freq=1, **settings) / 'iter_4.pth')
+    assert differences(asked, plain) == []
+
+
+def test_answers_are_written_before_while_and_after(questions, run, caplog):
+    with caplog.at_level('INFO', 'vlmtune'):
+        work_dir = run('asked', recipe=questions, evaluation_freq=2, **SHORT)
+    rows = [json.loads(line) for line in (work_dir / 'evaluate_chat.jsonl').read_text().splitlines()]
+    assert [row['iteration'] for row in rows] == [0, 0, 2, 2, 4, 4]
+    assert rows[0].keys() == {'iteration', 'input', 'images', 'answer'}
+    assert [row['input'] for row in rows[:2]] == questions['questions']
+    assert [row['images'] for row in rows[:2]] == [[questions['pictures'][0]], []]
+    assert all(isinstance(row['answer'], str) for row in rows)
+    assert 'sample answer at iteration 2' in caplog.text
+    assert 'asked: Hello?' in caplog.text
+
+
+def test_without_an_interval_it_asks_before_and_after_only(questions, run):
+    work_dir = run('asked', recipe=questions, **SHORT)
+    rows = [json.loads(line) for line in (work_dir / 'evaluate_chat.jsonl').read_text().splitlines()]
+    assert [row['iteration'] for row in rows] == [0, 0, 4, 4]
+
+
+def test_without_questions_nothing_is_written(run):
+    assert not (run('plain', **SHORT) / 'evaluate_chat.jsonl').exists()
+
+
+def test_a_picture_that_is_not_there(questions, run):
+    with pytest.raises(DataError, match='image not found: .*/gone.png'):
+        run('asked', recipe={**questions, 'pictures': ['/gone.png', None]}, **SHORT)
+
+
+def test_pictures_per_question():
+    hook = EvaluateChatHook(['a', 'b', 'c'], images=['x.png', ['y.png', 'z.png'], None], system='Be brief.')
+    assert [[str(i) for i in c.images] for c in hook.conversations] == [['x.png'], ['y.png', 'z.png'], []]
+    assert [m.role for m in hook.conversations[0].messages] == ['system', 'user']
+    assert hook.conversations[1].messages[1].parts == (ImagePart(0), ImagePart(1), TextPart('b'))
+
+
+def test_one_picture_goes_with_every_question_and_one_question_may_be_a_word():
+    assert [len(c.images) for c in EvaluateChatHook(['a', 'b'], images='x.png').conversations] == [1, 1]
+    assert EvaluateChatHook('What?').inputs == ['What?']
+
+
+def test_pictures_and_questions_that_differ_in_number():
+    with pytest.raises(ConfigError, match='evaluation_images has 1 entries, evaluation_inputs 2; give one each'):
+        EvaluateChatHook(['a', 'b'], images=['x.png'])

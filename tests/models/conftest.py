@@ -1,0 +1,93 @@
+"""Every family that can be trained, as a tiny model with four samples: one image, text only, two images, three turns."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from vlmtune.data import (
+    Collator,
+    Processor,
+    SupervisedDataset,
+    chat_template_map_fn,
+    llava_map_fn,
+    load_rows,
+)
+from vlmtune.models import SupervisedFinetune
+
+# Families without a tiny model of their own; what sets each apart from a Llama is switched on.
+_TEXT = {
+    'mistral': dict(sliding_window=16),  # shorter than the samples
+    'gemma': dict(head_dim=16),
+    'granite': dict(logits_scaling=2.0, embedding_multiplier=1.5, residual_multiplier=0.8, attention_multiplier=0.3),
+    'olmo2': {},
+    'phi3': dict(sliding_window=16),
+    'smollm3': dict(no_rope_layers=[1, 0]),
+}
+
+
+@dataclass
+class Case:
+    """A tiny model's directory, its processor, and samples for it."""
+
+    path: Path
+    processor: Processor
+    samples: list[dict[str, torch.Tensor]]
+
+    def batch(self, *indices: int, pack: bool = True) -> dict[str, torch.Tensor]:
+        """All samples, or those of the indices, as one batch."""
+        tokenizer = self.processor.tokenizer
+        collate = Collator(self.processor.family, pad_token_id=tokenizer.pad_token_id, pack=pack)
+        return collate([self.samples[i] for i in indices or range(len(self.samples))])
+
+    def build(self, **settings: Any) -> SupervisedFinetune:
+        """The model; everything trains in full float32 unless the settings say otherwise."""
+        vision = dict(vision_encoder='full', projector='full') if self.processor.family.has_vision else {}
+        return SupervisedFinetune(str(self.path), **{'tune': dict(llm='full', **vision), 'dtype': 'float32', **settings})
+
+
+def _write_text_model(model_type: str, path: Path, *, tokenizer_of: Path, amplify: float) -> Path:
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_of)
+    shape = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
+    roles = {f'{role}_token_id': getattr(tokenizer, f'{role}_token_id') for role in ('bos', 'eos', 'pad')}
+    settings = {**shape, 'num_key_value_heads': 2, 'vocab_size': len(tokenizer) + 3, **roles, **_TEXT[model_type]}
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
+        for parameter in model.parameters():
+            parameter.mul_(amplify if parameter.ndim > 1 else 1)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope='session')
+def case(tiny_model, tiny_data, tmp_path_factory) -> Callable[..., Case]:
+    """``case('llava')``: what a family needs to be trained, amplified so that leaks show; made once."""
+    known: dict[str, Case] = {}
+
+    def factory(name: str, *, amplify: float = 4.0, **overrides: Any) -> Case:
+        key = repr((name, amplify, sorted(overrides.items())))
+        if key not in known:
+            if name in _TEXT:
+                folder = tmp_path_factory.mktemp(name)
+                path = _write_text_model(name, folder, tokenizer_of=tiny_model('llama'), amplify=amplify)
+            else:
+                path = tiny_model(name, amplify=amplify, **overrides)
+            processor = Processor(str(path), prompt_template='vicuna' if name == 'llava' else None)
+            data = tiny_data('llava', rows=4, images=processor.family.has_vision)
+            dataset = SupervisedDataset(
+                load_rows(data.data_path),
+                processor=processor,
+                dataset_map_fn=llava_map_fn,
+                template_map_fn=chat_template_map_fn,
+                image_folder=str(data.image_folder),
+            )
+            known[key] = Case(path, processor, [dataset[i] for i in range(len(dataset))])
+        return known[key]
+
+    return factory

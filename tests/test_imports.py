@@ -1,0 +1,20 @@
+"""What a user does not use is not imported: it costs seconds, prints warnings, probes devices."""
+
+import subprocess
+import sys
+
+OPTIONAL = ['deepspeed', 'bitsandbytes', 'torchvision', 'peft', 'datasets']
+CODE = """
+import sys
+import vlmtune.models, vlmtune.data, vlmtune.engine
+print('imported', [name for name in {optional} if name in sys.modules])
+vlmtune.models.SupervisedFinetune({model!r}, tune=dict(projector='full'), dtype='float32')
+print('built', [name for name in {optional} if name in sys.modules])
+"""
+
+
+def test_optional_libraries_stay_out(tiny_model):
+    """Neither importing the rooms nor a model without LoRA and quantisation loads one."""
+    code = CODE.format(optional=OPTIONAL, model=str(tiny_model('llava')))
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines() == ['imported []', 'built []']
