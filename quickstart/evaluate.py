@@ -1,6 +1,6 @@
 """Exact match of a model's greedy answers to rows of questions about images.
 
-    python quickstart/evaluate.py MODEL quickstart/data/describe_held_out.jsonl [--limit 100] [--shuffle-images]
+python quickstart/evaluate.py MODEL quickstart/data/describe_held_out.jsonl [--limit 100] [--shuffle-images]
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Writes the untrained base model of the quickstart: a LLaVA of about a million parameters with its own tokenizer.
 
-    python quickstart/init_base.py quickstart/data/untrained
+python quickstart/init_base.py quickstart/data/untrained
 """
 
 import argparse

@@ -21,9 +21,11 @@ stage() {
 stage base_1 untrained
 # The vision encoder sees now and stays as it is. Four questions to a picture, then one: an answer must not lean on others.
 stage base_2 base_1 data_path=quickstart/data/base_2_questions.jsonl tune.vision_encoder=frozen lr=2e-3 max_epochs=3
-stage base_3 base_2 data_path=quickstart/data/base_3_questions.jsonl tune.vision_encoder=frozen lr=1.5e-3 max_epochs=1 \
+stage base_3 base_2 data_path=quickstart/data/base_3_questions.jsonl tune.vision_encoder=frozen lr=2e-3 max_epochs=3 \
+    batch_size=32
+stage base_4 base_3 data_path=quickstart/data/base_4_reminders.jsonl tune.vision_encoder=frozen lr=1e-3 max_epochs=1 \
     batch_size=32
 
-sha256sum quickstart/data/base_3/model.safetensors
-python quickstart/evaluate.py quickstart/data/base_3 quickstart/data/questions_test.jsonl
-echo 'then: rm -rf quickstart/base && cp -r quickstart/data/base_3 quickstart/base'
+sha256sum quickstart/data/base_4/model.safetensors
+python quickstart/evaluate.py quickstart/data/base_4 quickstart/data/questions_test.jsonl
+echo 'then: rm -rf quickstart/base && cp -r quickstart/data/base_4 quickstart/base'

@@ -2,9 +2,9 @@
 
     python quickstart/prepare_data.py [--base]
 
-easy-vqa (MIT, 5,000 images of 64x64 pixels, 48,248 questions) shows one coloured shape per image. The fine-tuning task is
-one that its questions never ask for: describing the picture in a sentence. Colour and shape of an image are read from the
-answers to its questions. ``--base`` also writes what the base model is trained on.
+easy-vqa (MIT, 5,000 images of 64x64 pixels, 48,248 questions) shows one coloured shape per image. The fine-tuning task
+is one that its questions never ask for: describing the picture in a sentence. Colour and shape of an image are read
+from the answers to its questions. ``--base`` also writes what the base model is trained on.
 """
 
 import argparse
@@ -134,6 +134,16 @@ def grouped_questions(*, turns: int) -> Iterator[dict[str, Any]]:
             yield row(f'train/{image}.png', pairs[start : start + turns])
 
 
+def reminders() -> Iterator[dict[str, Any]]:
+    """Every picture's name and a quarter of the questions: two stages of questions have pushed naming out."""
+    for image, pairs in sorted(questions('train').items()):
+        thing = find_thing(pairs)
+        if thing is not None:
+            yield row(f'train/{image}.png', [('what is it?', f'{thing.colour} {thing.shape}')])
+        for pair in random.Random(image).sample(pairs, len(pairs) // 4):
+            yield row(f'train/{image}.png', [pair])
+
+
 def main() -> None:
     """Write the files of the quickstart, and with --base those of the base model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -147,6 +157,7 @@ def main() -> None:
         write_rows('base_1_names', changed_copies())
         write_rows('base_2_questions', grouped_questions(turns=4))
         write_rows('base_3_questions', grouped_questions(turns=1))
+        write_rows('base_4_reminders', reminders())
         test = sorted(questions('test').items())
         write_rows('questions_test', (row(f'test/{image}.png', [pair]) for image, pairs in test for pair in pairs))
 

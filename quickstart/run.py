@@ -22,7 +22,7 @@ RECIPE = 'quickstart_lora'
 BASE = 'quickstart/base'
 HELD_OUT = 'quickstart/data/describe_held_out.jsonl'
 KILL_AFTER = 'iter_100.pth'
-STEPS = 200
+STEPS = 300
 PICTURE = 'quickstart/data/images/test/2.png'
 
 

@@ -1,4 +1,4 @@
-# vlmtune train llava_1_5_7b_full --nproc 8 --deepspeed zero3  (8 GPUs with 80 GB)
+# vlmtune train llava_1_5_7b_full --nproc 8 --deepspeed zero2  (8 GPUs with 80 GB)
 # Second stage of LLaVA-1.5 with all of the language model, batch 128 as in the paper: ShareGPT rows.
 # Not packed: samples of like length go together instead.
 from mmengine.config import read_base

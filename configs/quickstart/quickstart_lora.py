@@ -31,7 +31,7 @@ pack_to_max_length = False  # samples are nearly of one length
 tune = dict(vision_encoder='frozen', projector='frozen', llm='lora')
 lora_r = 16
 lora_alpha = 32
-lora_dropout = 0.05
+lora_dropout = 0.0
 quantization = None
 dtype = 'float32'
 gradient_checkpointing = False
@@ -41,7 +41,7 @@ attn_implementation = 'sdpa'
 batch_size = 16  # per device
 accumulative_counts = 1
 dataloader_num_workers = 0
-max_epochs = 2
+max_epochs = 3
 optim_type = AdamW
 lr = 5e-3
 betas = (0.9, 0.999)

@@ -1,4 +1,4 @@
-"""Processors of the tiny models, conversations written in one line, and what transformers' own processors make of them."""
+"""Processors of the tiny models, conversations in one line, what transformers' own processors make of them."""
 
 import json
 from collections.abc import Callable
@@ -58,7 +58,9 @@ def as_messages(conversation: Conversation, *, as_parts: bool) -> list[dict[str,
     """The form that transformers takes."""
     out = []
     for message in conversation.messages:
-        parts = [{'type': 'text', 'text': p.text} if isinstance(p, TextPart) else {'type': 'image'} for p in message.parts]
+        parts = [
+            {'type': 'text', 'text': p.text} if isinstance(p, TextPart) else {'type': 'image'} for p in message.parts
+        ]
         out.append({'role': message.role, 'content': parts if as_parts else message.text})
     return out
 
@@ -69,7 +71,10 @@ def _family_processor(mine: Processor) -> Any:
         return AutoProcessor.from_pretrained(mine.source)
     image_processor = AutoImageProcessor.from_pretrained(mine.source)
     settings = mine.joint_settings
-    name = settings.get('processor_class') or json.loads(Path(mine.source, 'preprocessor_config.json').read_text())['processor_class']
+    name = (
+        settings.get('processor_class')
+        or json.loads(Path(mine.source, 'preprocessor_config.json').read_text())['processor_class']
+    )
     processor = object.__new__(getattr(transformers, name))
     processor.__dict__.update(
         tokenizer=AutoTokenizer.from_pretrained(mine.source),

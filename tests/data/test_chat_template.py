@@ -15,11 +15,15 @@ def learn(processor, talk):
     mine = processor('qwen2')
 
     def run(rule, *flags):
-        whole = talk(('user', 'a?'), ('assistant', 'A'), ('user', 'b?'), ('assistant', 'B'), ('user', 'c?'), ('assistant', 'C'))
+        whole = talk(
+            ('user', 'a?'), ('assistant', 'A'), ('user', 'b?'), ('assistant', 'B'), ('user', 'c?'), ('assistant', 'C')
+        )
         messages = list(whole.messages)
         for i, flag in enumerate(flags):
             messages[2 * i + 1] = replace(messages[2 * i + 1], loss=flag)
-        sample = chat_template_map_fn(replace(whole, messages=tuple(messages)), processor=mine, image_sizes=(), loss=rule)
+        sample = chat_template_map_fn(
+            replace(whole, messages=tuple(messages)), processor=mine, image_sizes=(), loss=rule
+        )
         return mine.tokenizer.decode(sample.labels[sample.labels != IGNORE_INDEX]).replace('<|im_end|>', '')
 
     return run

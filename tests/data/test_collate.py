@@ -70,6 +70,8 @@ def test_a_batch_without_images_has_no_image_inputs():
 
 def test_a_family_that_cannot_be_packed():
     family = replace(FAMILIES['llama'], packing=False, no_packing_reason='it mixes neighbours')
-    with pytest.raises(ConfigError, match=r'llama cannot keep packed samples apart \(it mixes neighbours\); set pack_to_max'):
+    with pytest.raises(
+        ConfigError, match=r'llama cannot keep packed samples apart \(it mixes neighbours\); set pack_to_max'
+    ):
         Collator(family, pad_token_id=0, pack=True)
     Collator(family, pad_token_id=0, pack=False)

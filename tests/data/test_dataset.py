@@ -150,9 +150,11 @@ def test_bad_rows_are_skipped_within_a_budget(build, caplog):
     assert [(bad.index, bad.where) for bad in dataset.bad_samples] == [(1, 'train.jsonl:2')]
     assert 'gone.png' in dataset.bad_samples[0].reason
     assert '1 of 4 samples are bad and were skipped' in caplog.text
-    with pytest.raises(DataError, match=r'2 of 4 samples are bad, more than bad_sample_budget=0.25; the first is sample 1'):
+    with pytest.raises(
+        DataError, match=r'2 of 4 samples are bad, more than bad_sample_budget=0.25; the first is sample 1'
+    ):
         build(GOOD, BAD, BAD, GOOD, on_bad_sample='skip', bad_sample_budget=0.25)
-    with pytest.raises(DataError, match='more than bad_sample_budget=0.01'):
+    with pytest.raises(DataError, match=r'more than bad_sample_budget=0.01'):
         build(GOOD, BAD, on_bad_sample='skip')
 
 
@@ -231,5 +233,7 @@ def test_a_picture_that_is_broken_behind_its_header_is_blank_and_unlearned(build
 def test_a_picture_that_changed_its_size(build, images):
     dataset = build(SEEN, model='qwen2_vl')
     Image.new('RGB', (200, 300)).save(images / '0.png')
-    with pytest.raises(DataError, match=r'sample 0 .*: image 0.png has 200 x 300 pixels, but had 60 x 90 when the run started'):
+    with pytest.raises(
+        DataError, match=r'sample 0 .*: image 0.png has 200 x 300 pixels, but had 60 x 90 when the run started'
+    ):
         dataset[0]

@@ -72,7 +72,10 @@ def test_workers_yield_the_same(dataset):
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
-        (dict(pack_to_max_length=True, batch_size=2), 'batch_size=2 with pack_to_max_length: a pack is one row; set batch_size=1'),
+        (
+            dict(pack_to_max_length=True, batch_size=2),
+            'batch_size=2 with pack_to_max_length: a pack is one row; set batch_size=1',
+        ),
         (dict(batch_size=0), 'batch_size=0 and accumulative_counts=1 must be at least 1'),
         (dict(accumulative_counts=0), 'batch_size=1 and accumulative_counts=0 must be at least 1'),
         (dict(tail='keep'), "tail='keep' is unknown; expected one of fill, drop"),

@@ -90,6 +90,7 @@ def test_several_images_are_counted_each(name, processor, model, talk, image_mar
         ('qwen2_5_vl', {'max_pixels': 8 * 28 * 28, 'min_pixels': 6 * 28 * 28}),
         ('qwen3_vl', {'max_pixels': 6 * 32 * 32}),
         ('internvl', {'max_patches': 2}),
+        ('internvl', {'crop_to_patches': False}),
         ('idefics3', {'size': {'longest_edge': 56}}),
         ('smolvlm', {'do_image_splitting': False}),
     ],
@@ -99,7 +100,9 @@ def test_a_changed_limit_reaches_count_and_pixels_alike(name, limit, processor, 
     shown = talk(('user', image_mark, 'What?'), ('assistant', 'x'))
     counts = []
     for size in sizes_for(name):
-        counts.append([int((p.tokenize(shown, image_sizes=[size]).input_ids == p.image_token_id).sum()) for p in (mine, plain)])
+        counts.append(
+            [int((p.tokenize(shown, image_sizes=[size]).input_ids == p.image_token_id).sum()) for p in (mine, plain)]
+        )
         features = mine.image_inputs([Image.new('RGB', (size.width, size.height), 'teal')])
         assert counts[-1][0] == demanded(model(name), name, features), size
     assert max(changed for changed, _ in counts) < max(before for _, before in counts)
@@ -130,5 +133,7 @@ def test_llava_without_a_class_token_or_with_all_patches(tiny_model, tmp_path, t
 @pytest.mark.parametrize('name', ['qwen2_vl', 'qwen3_vl'])
 def test_an_image_too_long_for_qwen(name, processor, talk, image_mark):
     shown = talk(('user', image_mark, 'What?'), ('assistant', 'x'))
-    with pytest.raises(DataError, match='an image of 4100x20 pixels cannot be used: absolute aspect ratio must be smaller'):
+    with pytest.raises(
+        DataError, match='an image of 4100x20 pixels cannot be used: absolute aspect ratio must be smaller'
+    ):
         processor(name).tokenize(shown, image_sizes=[ImageSize(20, 4100)])

@@ -21,7 +21,9 @@ END = {'llama': '<|eot_id|>', 'llava': '</s>', 'smolvlm': '<end_of_utterance>', 
 @pytest.fixture
 def make(processor):
     """LLaVA's own template never ends an answer."""
-    return lambda name, **settings: processor(name, **({'prompt_template': 'vicuna'} if name == 'llava' else {}), **settings)
+    return lambda name, **settings: processor(
+        name, **({'prompt_template': 'vicuna'} if name == 'llava' else {}), **settings
+    )
 
 
 def learned(processor, sample):
@@ -85,7 +87,6 @@ def test_prompts_are_those_of_transformers(name, processor, talk, image_mark, th
 def test_text_only_in_an_image_family(name, make, talk, theirs):
     mine, asked = make(name), talk(('user', 'What is 2 plus 3?'), ('assistant', '5'))
     assert mine.tokenize(asked).input_ids.tolist() == theirs(mine, asked, [])
-
 
 
 @pytest.mark.parametrize(('name', 'template'), [('llava', 'vicuna'), ('llava', None), ('llama', None)])
@@ -202,23 +203,39 @@ def test_images_and_sizes_that_do_not_fit(make, talk, image_mark):
     shown = talk(('user', image_mark, 'What?'), ('assistant', 'x'))
     with pytest.raises(DataError, match='the chat template shows 1 images but the conversation has 0'):
         make('llava').tokenize(shown, image_sizes=[])
-    with pytest.raises(DataError, match='has 1 images, but .* is a text model'):
+    with pytest.raises(DataError, match=r'has 1 images, but .* is a text model'):
         make('llama').tokenize(shown, image_sizes=SIZES[:1])
     with pytest.raises(DataError, match='the chat template shows 0 images but the conversation has 1'):
         make('qwen2_vl', prompt_template='chatml').tokenize(shown, image_sizes=SIZES[:1])  # its mark is <image>
 
 
 def test_settings_of_the_image_processor(make, tiny_model):
-    with pytest.raises(ConfigError, match=r"image_processor: unknown settings \['max_pixel'\]; Qwen2VLImageProcessorPil knows"):
+    with pytest.raises(
+        ConfigError, match=r"image_processor: unknown settings \['max_pixel'\]; Qwen2VLImageProcessorPil knows"
+    ):
         make('qwen2_vl', image_processor={'max_pixel': 3})
-    with pytest.raises(ConfigError, match="is a text model, but image_processor={'max_pixels': 3} was set; remove it"):
+    with pytest.raises(ConfigError, match=r"is a text model, but image_processor={'max_pixels': 3} was set; remove it"):
         make('llama', image_processor={'max_pixels': 3})
 
 
+def test_a_size_that_qwens_stored_limits_would_overrule(make):
+    with pytest.raises(ConfigError, match='has no effect, the checkpoint stores min_pixels and max_pixels; set those'):
+        make('qwen2_vl', image_processor={'size': {'longest_edge': 5000, 'shortest_edge': 4000}})
+    limits = {'size': {'longest_edge': 6144, 'shortest_edge': 4096}}
+    assert make('qwen3_vl', image_processor=limits).image_processor.size['longest_edge'] == 6144
+    assert limits == {'size': {'longest_edge': 6144, 'shortest_edge': 4096}}  # the config is left alone
+
+
+def test_images_of_many_sizes_for_a_tower_of_one(make, talk, image_mark):
+    mine = make('llava', image_processor={'do_center_crop': False})
+    with pytest.raises(ConfigError, match='does not make images of one size; set height and width'):
+        mine.tokenize(talk(('user', image_mark, 'x'), ('assistant', 'y')), image_sizes=SIZES[:1])
+
+
 def test_mistakes_in_names(make, tmp_path):
-    with pytest.raises(ConfigError, match="prompt_template 'vicunja' does not exist, did you mean 'vicuna'?"):
+    with pytest.raises(ConfigError, match=r"prompt_template 'vicunja' does not exist, did you mean 'vicuna'?"):
         make('llama', prompt_template='vicunja')
-    with pytest.raises(ModelError, match='has no config.json; expected a Hugging Face model folder'):
+    with pytest.raises(ModelError, match=r'has no config.json; expected a Hugging Face model folder'):
         type(make('llama'))(str(tmp_path))
 
 
@@ -246,5 +263,7 @@ def test_a_processor_travels_to_another_process(name, make, talk, image_mark):
     copied = pickle.loads(pickle.dumps(mine))
     asked = talk(('user', *([image_mark] if name in VISION else []), 'x'), ('assistant', 'y'))
     sizes = SIZES[: len(asked.images)]
-    assert (copied.tokenize(asked, image_sizes=sizes).input_ids == mine.tokenize(asked, image_sizes=sizes).input_ids).all()
+    assert (
+        copied.tokenize(asked, image_sizes=sizes).input_ids == mine.tokenize(asked, image_sizes=sizes).input_ids
+    ).all()
     assert copy.copy(mine).source == mine.source

@@ -79,7 +79,9 @@ def test_the_template_that_was_used_is_saved(name, processor, tmp_path, talk):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     messages = [{'role': 'user', 'content': 'Hi <answer>'}, {'role': 'assistant', 'content': 'Hello'}]
     assert tokenizer.chat_template == mine.tokenizer.chat_template
-    assert tokenizer.apply_chat_template(messages, tokenize=False).endswith('USER: Hi <answer> ASSISTANT: Hello' + tokenizer.eos_token)
+    assert tokenizer.apply_chat_template(messages, tokenize=False).endswith(
+        'USER: Hi <answer> ASSISTANT: Hello' + tokenizer.eos_token
+    )
     assert tokenizer.convert_tokens_to_ids('<answer>') == len(tokenizer) - 1
     assert tokenizer.get_vocab() == mine.tokenizer.get_vocab()
     assert (tmp_path / 'preprocessor_config.json').exists() == (name == 'llava')

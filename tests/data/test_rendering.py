@@ -41,7 +41,9 @@ def test_the_same_text_in_every_place(render):
     """Places are found by marks, not by looking for the text."""
     rendered, answers = render(PLAIN + PROMPT, *((role, 'assistant') for role, _ in TALK))
     assert answers == ['assistant<|im_end|>', 'assistant<|im_end|>']
-    assert [span.start for span in rendered.answers.values()] == sorted(span.start for span in rendered.answers.values())
+    assert [span.start for span in rendered.answers.values()] == sorted(
+        span.start for span in rendered.answers.values()
+    )
 
 
 def test_a_user_cannot_fake_an_answer(render):
@@ -89,16 +91,16 @@ def test_templates_that_strip_one_side_of_the_answers_only(side, render):
 @pytest.mark.parametrize(
     ('template', 'message'),
     [
-        (PLAIN.replace(BODY, BODY + "{% if not loop.first or m['role'] != 'user' %}") .replace('{% endfor %}', '{% endif %}{% endfor %}'),
-         'the chat template hides or reorders a user message; remove it, or set prompt_template'),
-        (PLAIN.replace('messages', 'messages[::-1]'), 'hides or reorders a some message|hides or reorders'),
-        (PLAIN.replace("m['content']", "m['content'] ~ m['content']"), 'hides or reorders'),
+        (PLAIN.replace('messages', 'messages[1:]'),
+         'the chat template hides a user message; change the row, or set prompt_template'),
+        (PLAIN.replace('messages', 'messages[::-1]'), 'repeats or reorders messages; change the row'),
+        (PLAIN.replace("m['content']", "m['content'] ~ m['content']"), 'repeats or reorders messages'),
         (PLAIN.replace("m['content']", "m['content'] | upper"), 'rewrites the text of a message, so it cannot be told'),
         (PLAIN.replace("m['content']", "m['content'].replace('l', 'L')"), 'rewrites the text of a message'),
-        (PLAIN.replace("m['content']", "m['content'][:3]"), 'hides or reorders|rewrites'),
-        (PLAIN.replace('<|im_end|>', ''), 'writes no control token after an answer|ends'),
-        (PLAIN.replace('<|im_end|>', ' (over)<|im_end|>'), 'writes no control token after an answer, so a model could never'),
-        ("{{ raise_exception('roles must alternate') }}", r'refuses the messages \(user, assistant\): roles must alternate'),
+        (PLAIN.replace("m['content']", "m['content'][:3]"), 'rewrites the text of a message'),
+        (PLAIN.replace('<|im_end|>', ''), 'writes no control token after an answer'),
+        (PLAIN.replace('<|im_end|>', ' (over)<|im_end|>'), 'writes no control token after an answer, so'),
+        ("{{ raise_exception('must alternate') }}", r'refuses the messages \(user, assistant\): must alternate'),
         ("{{ messages[0]['content'] + 3 }}", r'refuses the messages \(user, assistant\): can only concatenate str'),
         ('{% for', r'refuses the messages'),
         (None, "the model has no chat template; set prompt_template, for example 'chatml'"),

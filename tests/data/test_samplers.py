@@ -44,9 +44,7 @@ def test_one_and_two_ranks_learn_the_same_in_every_step(tail, total):
 def test_ranks_always_take_as_many_micro_batches():
     for world_size in (1, 2, 3, 4):
         for counts in (1, 2, 3):
-            ranks = [
-                sampler(accumulative_counts=counts, rank=r, world_size=world_size) for r in range(world_size)
-            ]
+            ranks = [sampler(accumulative_counts=counts, rank=r, world_size=world_size) for r in range(world_size)]
             assert len({len(list(rank)) for rank in ranks}) == 1
 
 
@@ -109,5 +107,7 @@ def test_resuming_at_the_end_of_an_epoch():
 @pytest.mark.parametrize('change', [dict(seed=1), dict(max_length=90)])
 def test_another_plan_is_refused(change):
     state = sampler().state_dict()
-    with pytest.raises(CheckpointError, match=r'the data of this run is not that of the checkpoint \(plan \w+, saved \w+\)'):
+    with pytest.raises(
+        CheckpointError, match=r'the data of this run is not that of the checkpoint \(plan \w+, saved \w+\)'
+    ):
         sampler(**change).load_state_dict(state)

@@ -1,4 +1,4 @@
-"""Whole runs in this process: a recipe over a tiny model and a tiny data set, trained through ``vlmtune.apps.train``."""
+"""Whole runs in this process: a recipe over a tiny model and a tiny data set, through ``vlmtune.apps.train``."""
 
 import json
 from collections.abc import Callable
@@ -51,12 +51,14 @@ evaluation_freq = None
 evaluation_inputs = {questions}
 evaluation_images = {pictures}
 
-processor = dict(type=Processor, pretrained_model_name_or_path=pretrained_model_name_or_path, prompt_template=prompt_template)
+processor = dict(
+    type=Processor, pretrained_model_name_or_path=pretrained_model_name_or_path, prompt_template=prompt_template)
 model = dict(type=SupervisedFinetune, pretrained_model_name_or_path=pretrained_model_name_or_path, tune=tune,
              lora=dict(r=lora_r, alpha=8, dropout=lora_dropout), dtype='float32')
 train_dataloader = dict(
-    dataset=dict(type=SupervisedDataset, rows=dict(type=load_rows, path=data_path), dataset_map_fn=dict(type=llava_map_fn),
-                 template_map_fn=dict(type=chat_template_map_fn), image_folder=image_folder, max_length=max_length),
+    dataset=dict(type=SupervisedDataset, rows=dict(type=load_rows, path=data_path),
+                 dataset_map_fn=dict(type=llava_map_fn), template_map_fn=dict(type=chat_template_map_fn),
+                 image_folder=image_folder, max_length=max_length),
     batch_size=batch_size, num_workers=dataloader_num_workers, pack_to_max_length=pack_to_max_length, shuffle=shuffle)
 optim_wrapper = dict(type=OptimWrapper, optimizer=dict(type={optimizer}, lr=lr), clip_grad=dict(max_norm=max_norm))
 param_scheduler = [
@@ -151,9 +153,11 @@ def _differences(a: Any, b: Any, path: str) -> list[str]:
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         return [found for key in a for found in _differences(a[key], b[key], f'{path}.{key}')]
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        return [found for i, (x, y) in enumerate(zip(a, b, strict=True)) for found in _differences(x, y, f'{path}[{i}]')]
+        return [
+            found for i, (x, y) in enumerate(zip(a, b, strict=True)) for found in _differences(x, y, f'{path}[{i}]')
+        ]
     same = torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
-    return [] if same else [path if isinstance(a, torch.Tensor) else f"{path}: {a} is not {b}"]
+    return [] if same else [path if isinstance(a, torch.Tensor) else f'{path}: {a} is not {b}']
 
 
 @pytest.fixture(scope='session')

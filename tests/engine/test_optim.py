@@ -48,14 +48,19 @@ def test_one_rate_is_logged_as_one(model):
 
 def test_frozen_weights_have_no_group(model):
     wrapper = construct()(model(dict(llm='lora')))
-    assert sum(p.numel() for g in wrapper.optimizer.param_groups for p in g['params']) == 2 * 2 * (2 * 128 + 2 * 96 + 3 * 192)
+    assert sum(p.numel() for g in wrapper.optimizer.param_groups for p in g['params']) == 2 * 2 * (
+        2 * 128 + 2 * 96 + 3 * 192
+    )
 
 
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
         (dict(type=AmpOptimWrapper), 'is not followed: precision comes from model.dtype; remove it'),
-        (dict(accumulative_counts=4), r'optim_wrapper: accumulative_counts not followed; it takes optimizer and clip_grad'),
+        (
+            dict(accumulative_counts=4),
+            r'optim_wrapper: accumulative_counts not followed; it takes optimizer and clip_grad',
+        ),
         (dict(clip_grad=dict(max_norm=1, norm_type=1)), 'optim_wrapper: norm_type not followed'),
         (dict(optimizer=dict(type=AdamW)), 'optim_wrapper.optimizer has no lr'),
     ],
@@ -98,7 +103,9 @@ def test_without_a_limit_nothing_is_clipped():
 def test_gradients_that_are_not_finite_change_no_weight(bad, max_norm):
     """Clipping would spread one NaN over every weight."""
     layers, wrapper = stepper(bad, 4.0, max_norm=max_norm)
-    with pytest.raises(TrainingError, match=r'the norm of the gradients is (nan|inf); no weight was changed by this step'):
+    with pytest.raises(
+        TrainingError, match=r'the norm of the gradients is (nan|inf); no weight was changed by this step'
+    ):
         wrapper.clip_and_step()
     assert [p.item() for p in layers] == [1.0, 1.0]
 

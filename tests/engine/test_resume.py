@@ -103,7 +103,10 @@ def finished(run):
     [
         (dict(seed=8), 'the data of this run is not that of the checkpoint'),
         (dict(max_length=90), 'the data of this run is not that of the checkpoint'),
-        (dict(tune={'projector': 'full'}), 'the checkpoint does not fit the tuned parts: 0 tensors are missing .*use the config'),
+        (
+            dict(tune={'projector': 'full'}),
+            'the checkpoint does not fit the tuned parts: 0 tensors are missing .*use the config',
+        ),
         (dict(lora_r=2), r'is \(4, 64\) in the checkpoint, \(2, 64\) here|in the checkpoint'),
         (dict(recipe=dict(optimizer='SGD')), 'optimizer.pt is the state of another optimizer or of other parts'),
     ],
@@ -117,7 +120,7 @@ def test_weights_alone_cannot_be_resumed_but_started_from(run, caplog):
     done = run('done', save_optimizer=False, max_steps=1, max_epochs=None) / 'iter_1.pth'
     assert not (done / 'optimizer.pt').exists()
     assert 'save_optimizer=False: checkpoints hold weights only' in caplog.text
-    with pytest.raises(CheckpointError, match='holds weights only .*; use load_from to start from them'):
+    with pytest.raises(CheckpointError, match=r'holds weights only .*; use load_from to start from them'):
         run('next', resume=str(done), max_steps=2, max_epochs=None)
     again = run('again', load_from=str(done), max_steps=1, max_epochs=None, lr=0.0) / 'iter_1.pth'
     before, after = (load_file(path / 'model.safetensors') for path in (done, again))
@@ -127,5 +130,7 @@ def test_weights_alone_cannot_be_resumed_but_started_from(run, caplog):
 def test_another_number_of_processes(run, finished):
     manifest = finished / 'manifest.json'
     manifest.write_text(manifest.read_text().replace('"world_size": 1', '"world_size": 2'))
-    with pytest.raises(CheckpointError, match='was saved by 2 processes, this run has 1; resume with as many, or use load_from'):
+    with pytest.raises(
+        CheckpointError, match='was saved by 2 processes, this run has 1; resume with as many, or use load_from'
+    ):
         run('next', resume=str(finished), max_steps=2, max_epochs=None)

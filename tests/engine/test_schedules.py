@@ -6,7 +6,9 @@ from vlmtune.engine.schedules import schedules_in_steps
 
 
 def convert(*schedules, max_steps=100, max_epochs=2):
-    return schedules_in_steps([dict(s, convert_to_iter_based=True) for s in schedules], max_steps=max_steps, max_epochs=max_epochs)
+    return schedules_in_steps(
+        [dict(s, convert_to_iter_based=True) for s in schedules], max_steps=max_steps, max_epochs=max_epochs
+    )
 
 
 def test_epochs_and_fractions_of_them_become_steps():
@@ -27,9 +29,7 @@ def test_every_setting_that_counts_epochs():
     assert (found['milestones'], found['step_size'], found['total_steps']) == ([50, 75], 50, 100)
 
 
-@pytest.mark.parametrize(
-    'schedule', [dict(by_epoch=False, begin=3, end=50), dict(by_epoch=True, end=2), dict(begin=1)]
-)
+@pytest.mark.parametrize('schedule', [dict(by_epoch=False, begin=3, end=50), dict(by_epoch=True, end=2), dict(begin=1)])
 def test_others_pass_through(schedule):
     assert schedules_in_steps(schedule, max_steps=10, max_epochs=2) == [schedule]
 

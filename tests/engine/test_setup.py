@@ -35,7 +35,10 @@ def test_one_process_needs_no_group_unless_it_asks():
 @pytest.mark.parametrize(
     ('launcher', 'message'),
     [
-        ('pytorch', 'RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT not set; start with torchrun, or use --nproc N'),
+        (
+            'pytorch',
+            'RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT not set; start with torchrun, or use --nproc N',
+        ),
         ('slurm', 'SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID, SLURM_NODELIST not set; start with srun'),
     ],
 )

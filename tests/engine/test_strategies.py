@@ -20,7 +20,7 @@ def train(recipe, work_dir, *options, **overrides):
 
 
 def test_two_processes_equal_one_with_twice_the_accumulation(run, write_recipe, contents, tmp_path):
-    """SGD at 0.5 moves weights by 0.1; the order of float32 sums differs: 1e-6. Frozen vision, text-only rows inside."""
+    """SGD at 0.5 moves weights by 0.1; the order of float32 sums differs: 1e-6."""
     settings = dict(lora_dropout=0.0, max_norm=1e9, lr=0.5, max_steps=4, max_epochs=None)
     one = run('one', recipe=dict(optimizer='SGD'), **settings, accumulative_counts=4)
     recipe = write_recipe(tmp_path / 'two.py', optimizer='SGD')

@@ -1,4 +1,4 @@
-"""Every family that can be trained, as a tiny model with four samples: one image, text only, two images, three turns."""
+"""Every family that can be trained, tiny, with four samples: one image, text only, two images, three turns."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,7 +47,9 @@ class Case:
     def build(self, **settings: Any) -> SupervisedFinetune:
         """The model; everything trains in full float32 unless the settings say otherwise."""
         vision = dict(vision_encoder='full', projector='full') if self.processor.family.has_vision else {}
-        return SupervisedFinetune(str(self.path), **{'tune': dict(llm='full', **vision), 'dtype': 'float32', **settings})
+        return SupervisedFinetune(
+            str(self.path), **{'tune': dict(llm='full', **vision), 'dtype': 'float32', **settings}
+        )
 
 
 def _write_text_model(model_type: str, path: Path, *, tokenizer_of: Path, amplify: float) -> Path:

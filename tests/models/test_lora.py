@@ -34,7 +34,7 @@ LAYERS = {
 def adapted(model):
     """Names of the adapted layers, by part."""
     found = {}
-    for name, module in model.model.named_modules():
+    for name, _ in model.model.named_modules():
         if name.endswith('.lora_A'):
             found.setdefault(model.part_of(name), []).append(name.removesuffix('.lora_A'))
             assert isinstance(model.model.get_submodule(name.removesuffix('lora_A') + 'base_layer'), nn.Linear)
@@ -60,7 +60,11 @@ def test_llm_lora_reaches_every_linear_layer_of_the_llm_and_nothing_else(name, c
 def test_every_part_that_asks_gets_lora(name, case):
     model = case(name).build(tune=dict(vision_encoder='lora', projector='lora', llm='lora'), lora=dict(r=2))
     assert counts(model) == LAYERS[name]
-    left = [n for n, m in model.model.named_modules() if isinstance(m, nn.Linear) and 'lora' not in n and 'base_layer' not in n]
+    left = [
+        n
+        for n, m in model.model.named_modules()
+        if isinstance(m, nn.Linear) and 'lora' not in n and 'base_layer' not in n
+    ]
     head = {part_of(n, family=model.family) for n in left}
     assert head <= ({'lm_head', 'vision_encoder'} if name == 'llava' else {'lm_head'})  # llava: layers never used
 
@@ -102,7 +106,9 @@ def test_parts_with_their_own_rank_alpha_and_targets(case):
 def test_parts_with_the_same_rank_and_another_alpha(case):
     tune = dict(projector=dict(mode='lora', alpha=8), llm='lora')
     model = case('qwen3_vl').build(tune=tune, lora=dict(r=4, alpha=4))
-    scaling = {part: {model.model.get_submodule(n).scaling['default'] for n in names} for part, names in adapted(model).items()}
+    scaling = {
+        part: {model.model.get_submodule(n).scaling['default'] for n in names} for part, names in adapted(model).items()
+    }
     assert scaling == {'projector': {2.0}, 'llm': {1.0}}
 
 

@@ -15,7 +15,9 @@ KINDS = {'nf4': 'Linear4bit', 'int8': 'Linear8bitLt'}
 
 def quantized(model):
     """PEFT's wrapper of a quantised layer has the name of its class, too; what it wraps is the layer."""
-    found = {name.removesuffix('.base_layer') for name, m in model.named_modules() if type(m).__name__ in KINDS.values()}
+    found = {
+        name.removesuffix('.base_layer') for name, m in model.named_modules() if type(m).__name__ in KINDS.values()
+    }
     return sorted(found)
 
 

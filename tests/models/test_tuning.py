@@ -32,13 +32,15 @@ def test_embeddings_and_head_follow_an_llm_in_full_only():
 def test_a_tied_head_follows_the_embeddings():
     plans = plan_parts(dict(llm='lora', embeddings=dict(mode='full', lr=1e-3)), family=LLAMA, tied=True)
     assert (plans['lm_head'].mode, plans['lm_head'].lr) == ('full', 1e-3)
-    with pytest.raises(ConfigError, match='embeddings and lm_head are one tensor in this model; give both the same mode'):
+    with pytest.raises(
+        ConfigError, match='embeddings and lm_head are one tensor in this model; give both the same mode'
+    ):
         plan_parts(dict(llm='full', lm_head='frozen'), family=LLAMA, tied=True)
 
 
 def test_a_text_model_has_no_vision_parts():
     assert list(modes(dict(llm='full', vision_encoder='frozen'), family=LLAMA)) == ['llm', 'embeddings', 'lm_head']
-    with pytest.raises(ConfigError, match="tune.projector='full', but llama has no projector; remove it"):
+    with pytest.raises(ConfigError, match=r"tune.projector='full', but llama has no projector; remove it"):
         modes(dict(llm='full', projector='full'), family=LLAMA)
 
 

@@ -45,9 +45,7 @@ def test_value_and_gradients(chunk, bias, targets):
 )
 def test_a_transform_takes_part_in_the_gradients(transform, targets):
     mine, theirs = leaves(), leaves()
-    loss = linear_cross_entropy(
-        mine[0], weight=mine[1], bias=mine[2], targets=targets, chunk=4, transform=transform
-    )
+    loss = linear_cross_entropy(mine[0], weight=mine[1], bias=mine[2], targets=targets, chunk=4, transform=transform)
     expected = reference(*theirs, targets, transform)
     torch.testing.assert_close(loss, expected)
     loss.backward()
@@ -89,6 +87,17 @@ def test_bfloat16_stays_within_its_own_rounding(targets):
     for a, b in zip(mine, exact, strict=True):
         assert a.grad.dtype == torch.bfloat16
         assert (a.grad.float() - b.grad).abs().max() < 2**-6 * b.grad.abs().max()
+
+
+def test_sums_over_chunks_are_float32():
+    """2000 equal contributions to one gradient: in bfloat16 the sum would stand still at a fraction of it."""
+    hidden, weight, bias = torch.ones(2000, 4), torch.zeros(8, 4), torch.zeros(8)
+    leaves_ = [t.to(torch.bfloat16).requires_grad_() for t in (hidden, weight, bias)]
+    linear_cross_entropy(
+        leaves_[0], weight=leaves_[1], bias=leaves_[2], targets=torch.zeros(2000, dtype=torch.long), chunk=1
+    ).backward()
+    assert (leaves_[2].grad[1:].float() - 250).abs().max() < 1  # 2000 / 8, rounded to bfloat16
+    assert (leaves_[1].grad[1:].float() - 250).abs().max() < 1
 
 
 def test_autocast_rounds_the_head_and_returns_gradients_in_the_dtype_of_the_weights(targets):

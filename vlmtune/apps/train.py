@@ -131,8 +131,9 @@ def train(
 
 def _describe(cfg: Config) -> None:
     _, loader = build_data(cfg)
-    dataset, sampler = loader.dataset, loader.batch_sampler
+    dataset: Any = loader.dataset
+    sampler: Any = loader.batch_sampler
     logger.info(
         'dry run: %d samples, %d tokens, %d packs or batches, %d optimizer steps per epoch; nothing was written',
-        len(dataset), dataset.lengths.sum(), len(sampler.plan), len(sampler),  # type: ignore[arg-type, union-attr]
+        len(dataset), dataset.lengths.sum(), len(sampler.plan), len(sampler),
     )  # fmt: skip

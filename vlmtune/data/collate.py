@@ -32,8 +32,8 @@ class Collator:
     def __init__(self, family: Family, *, pad_token_id: int, pack: bool) -> None:
         if pack and not family.packing:
             raise ConfigError(
-                f'pack_to_max_length: {family.model_type} cannot keep packed samples apart ({family.no_packing_reason}); '
-                'set pack_to_max_length=False'
+                f'pack_to_max_length: {family.model_type} cannot keep packed samples apart '
+                f'({family.no_packing_reason}); set pack_to_max_length=False'
             )
         self.family, self.pad_token_id, self.pack = family, pad_token_id, pack
 

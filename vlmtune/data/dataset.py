@@ -193,8 +193,8 @@ class SupervisedDataset(Dataset):
         for ref, image, planned in zip(sample.images, images, sample.image_sizes, strict=True):
             if (image.height, image.width) != planned:
                 raise DataError(
-                    f'image {ref} has {image.width} x {image.height} pixels, but had {planned.width} x {planned.height} '
-                    'when the run started; leave the images alone while training'
+                    f'image {ref} has {image.width} x {image.height} pixels, but had {planned.width} x '
+                    f'{planned.height} when the run started; leave the images alone while training'
                 )
         return images
 

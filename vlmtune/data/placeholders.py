@@ -8,7 +8,7 @@ own arithmetic; tests compare the expansion with transformers' processors.
 from typing import TYPE_CHECKING, TypeAlias
 
 from vlmtune.structures import ImageSize
-from vlmtune.utils.errors import DataError
+from vlmtune.utils.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from vlmtune.data.processor import Processor
@@ -37,6 +37,10 @@ def fixed_grid(processor: 'Processor', size: ImageSize) -> Runs:
     """LLaVA-1.5: the same number for every image, whatever its size."""
     image_processor, config, joint = processor.image_processor, processor.config, processor.joint_settings
     target = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
+    if not target.get('height') or not target.get('width'):
+        raise ConfigError(
+            f'image_processor: size={dict(target)} does not make images of one size; set height and width'
+        )
     patch = joint.get('patch_size') or config.vision_config.patch_size
     strategy = joint.get('vision_feature_select_strategy') or config.vision_feature_select_strategy
     with_class_token = config.vision_config.model_type == 'clip_vision_model'
@@ -47,7 +51,10 @@ def fixed_grid(processor: 'Processor', size: ImageSize) -> Runs:
 
 def tiles(processor: 'Processor', size: ImageSize) -> Runs:
     """InternVL: as many tiles as fit the aspect ratio, and a thumbnail."""
-    count = processor.image_processor.get_number_of_image_patches(size.height, size.width, {'crop_to_patches': True})
+    image_processor = processor.image_processor
+    count = image_processor.get_number_of_image_patches(
+        size.height, size.width, {'crop_to_patches': image_processor.crop_to_patches}
+    )
     per_tile = processor.joint_settings.get('image_seq_length') or processor.config.image_seq_length
     tokenizer = processor.tokenizer
     return [

@@ -7,6 +7,7 @@ keeps user text text.
 Letters: L tokens, I images.
 """
 
+import copy
 import importlib
 import logging
 from collections.abc import Mapping, Sequence
@@ -72,7 +73,7 @@ class Processor:
         self._control_ids = {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}
         self._known_ids: dict[str, np.ndarray] = {}
 
-    def _load_image_processor(self, settings: dict[str, Any]):
+    def _load_image_processor(self, settings: dict[str, Any]) -> Any:
         if not self.family.has_vision:
             if settings:
                 raise ConfigError(f'{self.source} is a text model, but image_processor={settings} was set; remove it')
@@ -85,7 +86,15 @@ class Processor:
             )
         logger.info('images go through %s, text through %s', type(loaded).__name__, type(self.tokenizer).__name__)
         settings = {**dict(self.family.image_settings), **settings}
-        return load_pretrained(AutoImageProcessor, self.source, **settings) if settings else loaded
+        if not settings:
+            return loaded
+        changed = load_pretrained(AutoImageProcessor, self.source, **copy.deepcopy(settings))  # it writes into them
+        if 'size' in settings and any(changed.size.get(name) != value for name, value in settings['size'].items()):
+            raise ConfigError(
+                f'image_processor: size={settings["size"]} has no effect, the checkpoint stores min_pixels and '
+                'max_pixels; set those instead'
+            )
+        return changed
 
     @property
     def image_token_id(self) -> int:
@@ -190,8 +199,10 @@ class Processor:
         markers = np.flatnonzero(ids == self.image_token_id)
         if len(markers) != len(sizes):
             raise DataError(f'the chat template shows {len(markers)} images but the conversation has {len(sizes)}')
-        new_ids, new_labels, at = [], [], 0
-        for marker, size in zip(markers, sizes, strict=True):
+        new_ids: list[np.ndarray] = []
+        new_labels: list[np.ndarray] = []
+        at = 0
+        for marker, size in zip(markers.tolist(), sizes, strict=True):
             image = self._placeholder_ids(size)
             new_ids += [ids[at:marker], image]
             new_labels += [labels[at:marker], np.full(len(image), IGNORE_INDEX, np.int32)]

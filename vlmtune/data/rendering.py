@@ -94,8 +94,8 @@ class ChatRenderer:
         order = [int(number) for number in _MARK.findall(marked)]
         if order != list(range(len(texts))):
             lost = sorted(set(range(len(texts))) - set(order))
-            role = messages[texts[lost[0]][0]].role if lost else 'some'
-            raise DataError(f'the chat template hides or reorders a {role} message; remove it, or set prompt_template')
+            what = f'hides a {messages[texts[lost[0]][0]].role} message' if lost else 'repeats or reorders messages'
+            raise DataError(f'the chat template {what}; change the row, or set prompt_template')
         pieces = self._pieces(marked, texts, actual)
         if ''.join(piece.text for piece in pieces) == actual:
             return self._locate(pieces, actual, need_end=not add_generation_prompt, messages=messages)

@@ -119,5 +119,5 @@ class PackSampler(Sampler[list[SampleKey]]):
         if (found := plan_hash(self.plan)) != state['plan']:
             raise CheckpointError(
                 f'the data of this run is not that of the checkpoint (plan {found}, saved {state["plan"]}): '
-                'a data file, the tokenizer, max_length, packing or seed differ; restore them, or use load_from to start anew'
+                'a data file, the tokenizer, max_length, packing or seed differ; restore them, or use load_from'
             )

@@ -72,5 +72,5 @@ def find_template(name: str) -> str:
     if name in TEMPLATES:
         return TEMPLATES[name]
     near = difflib.get_close_matches(name, TEMPLATES, n=1)
-    hint = f', did you mean {near[0]!r}?' if near else ''
-    raise ConfigError(f'prompt_template {name!r} does not exist{hint} There are {", ".join(TEMPLATES)}, or None.')
+    hint = f', did you mean {near[0]!r}' if near else ''
+    raise ConfigError(f'prompt_template {name!r} does not exist{hint}; there are {", ".join(TEMPLATES)}, or None')

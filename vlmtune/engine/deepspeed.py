@@ -90,6 +90,11 @@ class DeepSpeedStrategy(BaseStrategy):
         return float(self.world_size)
 
     @property
+    def shards_weights(self) -> bool:
+        """Whether a rank holds only a piece of each weight, so that all have to compute together."""
+        return self.config.get('zero_optimization', {}).get('stage') == 3
+
+    @property
     def device(self) -> torch.device:
         """Where batches go."""
         return find_device()
@@ -97,8 +102,6 @@ class DeepSpeedStrategy(BaseStrategy):
     def prepare(self, model: nn.Module, *, optim_wrapper: Any = None, param_scheduler: Any = None,
                 compile: Any = False, dispatch_kwargs: dict[str, Any] | None = None) -> Any:  # fmt: skip
         """Build optimizer, engine and schedulers."""
-        if self._prepared:
-            return self._prepared_components()
         self.dispatch_kwargs.update(dispatch_kwargs or {})
         deepspeed = _import_deepspeed()
         model = model.to(self.device)

@@ -32,7 +32,7 @@ class StepOptimWrapper(OptimWrapper):
 
     def __init__(self, optimizer: Optimizer, *, max_norm: float = float('inf')) -> None:
         super().__init__(optimizer)
-        self.base_param_settings = None  # type: ignore[assignment]  # a group of none of our weights, lost on resume
+        self.base_param_settings = None  # a group of none of our weights, lost on resume
         self.max_norm = max_norm
 
     def get_lr(self) -> dict[str, list[float]]:
@@ -90,7 +90,7 @@ class PartwiseOptimWrapperConstructor:
             found = sorted({*options, *clip, *(['paramwise_cfg'] if paramwise_cfg else [])})
             raise ConfigError(
                 f'optim_wrapper: {", ".join(found)} not followed; it takes optimizer and clip_grad=dict(max_norm=...), '
-                'a part takes its own lr (tune=dict(projector=dict(mode="full", lr=1e-3))), the loop accumulative_counts'
+                'a part takes its own lr (tune=dict(llm=dict(mode="lora", lr=1e-4))), the loop accumulative_counts'
             )
 
     def __call__(self, model: nn.Module) -> StepOptimWrapper:

@@ -113,10 +113,10 @@ class Runner(FlexibleRunner):
     def build_train_loop(self, loop: Any) -> Any:
         """The loop; once its length is known, schedules in epochs become schedules in steps."""
         built = super().build_train_loop(loop)
-        if self.param_schedulers is not None:
-            self.param_schedulers = schedules_in_steps(
-                self.param_schedulers, max_steps=built.max_iters, max_epochs=built.max_epochs
-            )
+        schedules: Any = self.param_schedulers  # type: ignore[has-type]
+        if schedules is not None:
+            steps, epochs = built.max_iters, built.max_epochs
+            self.param_schedulers = schedules_in_steps(schedules, max_steps=steps, max_epochs=epochs)
         return built
 
     # ---- what mmengine prints and writes at the start, shorter
@@ -146,7 +146,7 @@ class Runner(FlexibleRunner):
 
     # ---- checkpoints
 
-    def save_checkpoint(self, out_dir: str, filename: str, *, save_optimizer: bool = True, **_: Any) -> None:  # type: ignore[override]
+    def save_checkpoint(self, out_dir: str, filename: str, *, save_optimizer: bool = True, **_: Any) -> None:
         """Write ``out_dir/filename/``; called by all ranks, between optimizer steps.
 
         Raises:

@@ -1,7 +1,7 @@
 """How one optimizer step runs on one process and under DistributedDataParallel.
 
-Both offer the same verbs to the loop: ``micro_step``, ``forward``, ``backward``, ``optimizer_step``; and the same to the
-checkpoint: ``trainable_state``, ``save_optimizer``, ``load_optimizer``. DeepSpeed's are in ``deepspeed.py``.
+Both offer the same verbs to the loop: ``micro_step``, ``forward``, ``backward``, ``optimizer_step``; and the same to
+the checkpoint: ``trainable_state``, ``save_optimizer``, ``load_optimizer``. DeepSpeed's are in ``deepspeed.py``.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -27,6 +27,7 @@ class SingleDeviceStrategy(MMEngineSingleDeviceStrategy):
     """One process, one device."""
 
     gradient_scale = 1.0  # what undoes the averaging of gradients over ranks
+    shards_weights = False  # whether a rank holds only a piece of each weight, so that all have to compute together
 
     @property
     def device(self) -> torch.device:
@@ -69,6 +70,8 @@ class SingleDeviceStrategy(MMEngineSingleDeviceStrategy):
 @STRATEGIES.register_module()
 class DDPStrategy(MMEngineDDPStrategy):
     """One process per device, gradients averaged by DistributedDataParallel. Works on the CPU with gloo, too."""
+
+    shards_weights = False
 
     @property
     def gradient_scale(self) -> float:
@@ -136,7 +139,8 @@ def load_optimizer(optim_wrapper: Any, directory: Path) -> None:
     if _layout(state) != _layout(mine):
         raise CheckpointError(
             f'{directory / OPTIMIZER_FILE} is the state of another optimizer or of other parts '
-            f'({_in_words(state)}; this run has {_in_words(mine)}); use the config that made it, or load_from to start anew'
+            f'({_in_words(state)}; this run has {_in_words(mine)}); '
+            'use the config that made it, or load_from to start anew'
         )
     optim_wrapper.optimizer.load_state_dict(state)
 

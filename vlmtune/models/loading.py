@@ -23,6 +23,15 @@ def parse_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
+def read_family(pretrained_model_name_or_path: str) -> Family:
+    """The row of a checkpoint's family, from its config.json alone.
+
+    Raises:
+        ModelError: the checkpoint cannot be read or its family is not supported.
+    """
+    return find_family(load_pretrained(AutoConfig, pretrained_model_name_or_path).model_type)
+
+
 def load_model(
     pretrained_model_name_or_path: str,
     *,
@@ -39,7 +48,7 @@ def load_model(
         ModelError: the checkpoint cannot be read or its family is not supported.
         ConfigError: an unknown quantization.
     """
-    family = find_family(load_pretrained(AutoConfig, pretrained_model_name_or_path).model_type)
+    family = read_family(pretrained_model_name_or_path)
     quantized = quantization_config(quantization, family=family, dtype=dtype)
     options = {} if quantized is None else dict(quantization_config=quantized, device_map={'': torch.device(device)})
     model = load_pretrained(
@@ -61,4 +70,4 @@ def _keep_quantized_layout(model: PreTrainedModel) -> None:
     """
     for module in model.modules():
         if getattr(module, 'support_avx512bf16_for_cpu', False):
-            module.support_avx512bf16_for_cpu = False
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]

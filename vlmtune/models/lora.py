@@ -40,7 +40,7 @@ def linear_names(model: PreTrainedModel, plan: PartPlan, *, family: Family) -> l
 def names_to_regex(names: Iterable[str]) -> str:
     """A short regular expression that fully matches ``names`` and nothing else of the same layout.
 
-    Layer indices are gathered: ``model.layers.0.q_proj``, ``model.layers.1.q_proj`` -> ``model\\.layers\\.(0|1)\\.q_proj``.
+    Layer indices are gathered: ``layers.0.q_proj``, ``layers.1.q_proj`` -> ``layers\\.(0|1)\\.q_proj``.
     Engines that load adapters read the last names of such an expression, which a list of full names would hide.
     """
     indices: dict[str, set[tuple[str, ...]]] = defaultdict(set)
@@ -51,9 +51,9 @@ def names_to_regex(names: Iterable[str]) -> str:
         head, hash_, tail = layout.rpartition('#.') if '#.' in layout else ('', '', layout)
         by_head[(head + hash_, frozenset(found))].append(tail)
     branches = []
-    for (head, found), tails in by_head.items():
-        columns = [sorted(set(column), key=int) for column in zip(*found, strict=True)]
-        gathered = [columns] if math.prod(map(len, columns)) == len(found) else [[[i] for i in row] for row in found]
+    for (head, places), tails in by_head.items():
+        columns = [sorted(set(column), key=int) for column in zip(*places, strict=True)]
+        gathered = [columns] if math.prod(map(len, columns)) == len(places) else [[[i] for i in row] for row in places]
         last = '|'.join(sorted(map(re.escape, tails)))
         for choices in gathered:
             pattern = re.escape(head)

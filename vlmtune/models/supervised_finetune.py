@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from vlmtune.families import PartName
-from vlmtune.models.loading import load_model, parse_dtype
+from vlmtune.models.loading import load_model, parse_dtype, read_family
 from vlmtune.models.lora import inject_lora
-from vlmtune.models.tuning import PartPlan, part_of, plan_parts, tunable_modules
+from vlmtune.models.tuning import part_of, plan_parts, tunable_modules
 from vlmtune.ops import linear_cross_entropy
 from vlmtune.registry import MODELS
 from vlmtune.structures import IGNORE_INDEX
@@ -73,6 +73,7 @@ class SupervisedFinetune(nn.Module):
         super().__init__()
         self.dtype = parse_dtype(dtype)
         self.quantization = quantization
+        plan_parts(tune, family=read_family(pretrained_model_name_or_path), lora=lora)  # mistakes before weights
         self.model, self.family = load_model(
             pretrained_model_name_or_path,
             dtype=self.dtype,
@@ -89,7 +90,7 @@ class SupervisedFinetune(nn.Module):
         self._grow_embeddings(vocab_size)
         self._apply_plans()
         if gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})
+            self.model.activation_checkpointing_enable({'use_reentrant': False})
 
     # ---- building
 
@@ -98,7 +99,7 @@ class SupervisedFinetune(nn.Module):
             return
         if self.plans['embeddings'].mode == 'frozen':  # also where spare rows are left: those are noise until trained
             raise ConfigError('new tokens need embeddings that train; set tune embeddings="full", lm_head="full"')
-        have = self.model.get_input_embeddings().weight.shape[0]
+        have = int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
         if vocab_size <= have:
             return
         logger.info('embeddings grow from %d to %d tokens', have, vocab_size)
@@ -118,6 +119,11 @@ class SupervisedFinetune(nn.Module):
                     parameter.data = parameter.data.float()
         vision = [p for n, p in self.named_trainable().items() if self.part_of(n) in ('vision_encoder', 'projector')]
         self._trainable_vision = vision
+        self.model.get_input_embeddings().register_forward_hook(self._to_model_dtype)
+
+    def _to_model_dtype(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        """A forward hook: text meets images in one tensor, and SmolVLM casts those to the dtype of its first weight."""
+        return output.to(next(p.dtype for p in self.model.parameters() if p.is_floating_point()))
 
     # ---- what is trained
 
@@ -148,8 +154,9 @@ class SupervisedFinetune(nn.Module):
         missing, extra = sorted(set(mine) - set(state)), sorted(set(state) - set(mine))
         if missing or extra:
             raise CheckpointError(
-                f'the checkpoint does not fit the tuned parts: {len(missing)} tensors are missing (first: {missing[:1]}), '
-                f'{len(extra)} are not trained here (first: {extra[:1]}); use the config that made it'
+                f'the checkpoint does not fit the tuned parts: {len(missing)} tensors are missing '
+                f'(first: {missing[:1]}), {len(extra)} are not trained here (first: {extra[:1]}); '
+                'use the config that made it'
             )
         wrong = [name for name, p in mine.items() if p.shape != state[name].shape]
         if wrong:

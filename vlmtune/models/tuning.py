@@ -54,8 +54,8 @@ class PartPlan:
 
 def _unknown(what: str, names: list[str], valid: tuple[str, ...]) -> ConfigError:
     near = difflib.get_close_matches(names[0], valid, n=1)
-    hint = f', did you mean {near[0]!r}?' if near else ''
-    return ConfigError(f'{what}: unknown {", ".join(map(repr, names))}{hint} Valid: {", ".join(valid)}')
+    hint = f', did you mean {near[0]!r}' if near else ''
+    return ConfigError(f'{what}: unknown {", ".join(map(repr, names))}{hint}; expected {", ".join(valid)}')
 
 
 def lora_settings(settings: Mapping[str, Any] | None, *, base: LoraSettings | None = None) -> LoraSettings:

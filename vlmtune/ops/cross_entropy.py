@@ -34,7 +34,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx.dtypes = [None if t is None else t.dtype for t in inputs]
         cast = [None if t is None else t.to(hidden.dtype) for t in (weight, bias)]
         grads = [
-            torch.zeros_like(t, dtype=torch.float32) if need else None for t, need in zip(inputs, needs, strict=True)
+            torch.zeros_like(t, dtype=torch.float32) if t is not None and need else None
+            for t, need in zip(inputs, needs, strict=True)
         ]
         total = hidden.new_zeros((), dtype=torch.float32)
         for start in range(0, len(hidden), chunk):
@@ -62,7 +63,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _chunk_loss(leaves: Sequence[Tensor | None], targets: Tensor, transform: LogitTransform | None) -> Tensor:
-    logits = F.linear(*leaves).float()  # hidden, weight, bias
+    hidden, weight, bias = leaves
+    assert hidden is not None
+    assert weight is not None
+    logits = F.linear(hidden, weight, bias).float()
     if transform is not None:
         logits = transform(logits)
     return F.cross_entropy(logits, targets, reduction='sum')
@@ -84,7 +88,7 @@ def linear_cross_entropy(
     Args:
         hidden: float[N, H], only the positions that are learned.
         weight: float[V, H].
-        targets: long[N], already shifted, every one in [0, V).
+        targets: long[N], already shifted, every one in [0, V). N may be 0: the gradients are zeros then, not missing.
         bias: float[V] or None.
         chunk: positions per chunk.
         transform: applied to the float32 logits, for families that scale or soft-cap them.
@@ -97,9 +101,6 @@ def linear_cross_entropy(
     """
     if len(hidden) != len(targets):
         raise ValueError(f'{len(hidden)} hidden states but {len(targets)} targets')
-    if len(hidden) == 0:  # zero gradients for head and hidden states alike: other ranks wait for them
-        used = [hidden] + [t[:0] for t in (weight, bias) if t is not None]
-        return torch.stack([t.float().sum() for t in used]).sum() * 0.0
     # The Function casts the head to the dtype of its input, which autocast would have chosen for both.
     device = hidden.device.type
     if torch.is_autocast_enabled(device):

@@ -8,7 +8,7 @@ import this module first. A run that uses LoRA imports peft, and one that uses d
 from vlmtune.utils.imports import imports_refused
 
 with imports_refused('deepspeed'):
-    import transformers.modeling_utils  # noqa: F401
+    import transformers.modeling_utils
     import transformers.processing_utils  # noqa: F401
 
 with imports_refused('deepspeed', 'bitsandbytes', 'peft'):

@@ -15,7 +15,9 @@ def load_pretrained(auto_class: Any, name_or_path: str, **kwargs: Any) -> Any:
     path = os.path.expanduser(name_or_path)
     looks_local = path.startswith(('/', './', '../')) or path.count('/') != 1
     if not os.path.isdir(path) and looks_local:
-        raise ModelError(f'no model at {os.path.abspath(path)}; expected a folder with config.json, or a hub id such as org/name')
+        raise ModelError(
+            f'no model at {os.path.abspath(path)}; expected a folder with config.json, or a hub id such as org/name'
+        )
     if os.path.isdir(path) and not os.path.isfile(os.path.join(path, 'config.json')):
         raise ModelError(f'{os.path.abspath(path)} has no config.json; expected a Hugging Face model folder')
     try:

@@ -49,7 +49,7 @@ def test_without_questions_nothing_is_written(run):
 
 
 def test_a_picture_that_is_not_there(questions, run):
-    with pytest.raises(DataError, match='image not found: .*/gone.png'):
+    with pytest.raises(DataError, match=r'image not found: .*/gone.png'):
         run('asked', recipe={**questions, 'pictures': ['/gone.png', None]}, **SHORT)
 
 

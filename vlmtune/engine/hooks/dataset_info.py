@@ -49,7 +49,8 @@ class DatasetInfoHook(Hook):
         tokens, images = dataset.lengths.sum(), sum(len(sample.images) for sample in dataset.samples)
         learned = sum(int((sample.labels != IGNORE_INDEX).sum()) for sample in dataset.samples)
         logger.info(
-            '%d samples, %d images, %d tokens, %d of them learned; %d packs or batches and %d optimizer steps per epoch',
+            '%d samples, %d images, %d tokens, %d of them learned; '
+            '%d packs or batches and %d optimizer steps per epoch',
             len(dataset),
             images,
             tokens,

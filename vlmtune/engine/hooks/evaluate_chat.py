@@ -81,13 +81,16 @@ class EvaluateChatHook(Hook):
     def _evaluate(self, runner: Any, iteration: int) -> None:
         if not self.conversations:
             return
-        if runner.rank == 0:
+        together = runner.strategy.shards_weights
+        if runner.rank == 0 or together:
             before = rng_state()
             model = unwrap(runner.model)
+            settings = dict(self.generation, synced_gpus=True) if together else self.generation
             answers = generate(
-                model.model, runner.processor, self.conversations, autocast_dtype=model.dtype, **self.generation
+                model.model, runner.processor, self.conversations, autocast_dtype=model.dtype, **settings
             )
             set_rng_state(before)
+        if runner.rank == 0:
             self._record(runner, iteration, answers)
         barrier()
 
