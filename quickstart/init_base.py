@@ -17,6 +17,7 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaProcessor,
     PreTrainedTokenizerFast,
 )
 
@@ -99,6 +100,22 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenera
     return model
 
 
+def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
+    """What other programs read pictures with."""
+    side = {'height': IMAGE_SIZE, 'width': IMAGE_SIZE}
+    image_processor = CLIPImageProcessorPil(
+        size=side, crop_size=side, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    return LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=PATCH_SIZE,
+        vision_feature_select_strategy='default',
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
 def main() -> None:
     """Write model, tokenizer and image processor."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -107,13 +124,10 @@ def main() -> None:
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
-    side = {'height': IMAGE_SIZE, 'width': IMAGE_SIZE}
-    image_processor = CLIPImageProcessorPil(
-        size=side, crop_size=side, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    )
     model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
-    image_processor.save_pretrained(output)
+    processor = build_processor(tokenizer)
+    processor.save_pretrained(output)
+    processor.image_processor.save_pretrained(output)  # older programs read its own file
     print(f'{output}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens')
 
 
