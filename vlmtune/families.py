@@ -30,6 +30,7 @@ class Family:
         no_packing_reason: why not, for the error message.
         image_inputs: the tensors that the image processor makes for this family.
         image_dim: the axis along which the images of several samples are joined.
+        casts_images: image features are cast to the dtype of the model's first weight, so text embeddings must be, too.
         image_settings: what the family's processor sets on its image processor, over what its files say.
     """
 
@@ -46,6 +47,7 @@ class Family:
     no_packing_reason: str = ''
     image_inputs: tuple[str, ...] = ()
     image_dim: int = 0
+    casts_images: bool = False
     image_settings: tuple[tuple[str, Any], ...] = ()
 
     @property
@@ -103,6 +105,7 @@ def _idefics(model_type: str) -> Family:
         placeholder='vlmtune.data.placeholders.rows_and_columns',
         image_inputs=('pixel_values', 'pixel_attention_mask'),
         image_dim=1,
+        casts_images=True,
     )
 
 

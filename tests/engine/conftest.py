@@ -71,7 +71,8 @@ default_hooks.checkpoint.max_keep_ckpts = save_total_limit
 default_hooks.checkpoint.save_optimizer = save_optimizer
 default_hooks.logger.interval = 1
 custom_hooks = [dict(type=DatasetInfoHook), dict(type=EvaluateChatHook, every_n_iters=evaluation_freq,
-                inputs=evaluation_inputs, images=evaluation_images, max_new_tokens=4)]
+                inputs=evaluation_inputs, images=evaluation_images, max_new_tokens=4,
+                generation={generation})]
 experiment_name = '{name}'
 randomness = dict(seed=seed)
 """
@@ -92,6 +93,7 @@ def write_recipe(tiny_model, tiny_data) -> Callable[..., Path]:
             tune=dict(projector='full', llm='lora'),
             optimizer='AdamW',
             questions=[],
+            generation={},
             pictures=None,
             name=f'run{next(_NUMBERS)}',
         )

@@ -119,10 +119,11 @@ class SupervisedFinetune(nn.Module):
                     parameter.data = parameter.data.float()
         vision = [p for n, p in self.named_trainable().items() if self.part_of(n) in ('vision_encoder', 'projector')]
         self._trainable_vision = vision
-        self.model.get_input_embeddings().register_forward_hook(self._to_model_dtype)
+        if self.family.casts_images:
+            self.model.get_input_embeddings().register_forward_hook(self._to_model_dtype)
 
     def _to_model_dtype(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        """A forward hook: text meets images in one tensor, and SmolVLM casts those to the dtype of its first weight."""
+        """A forward hook: text and images meet in one tensor, so text takes the dtype that the family gives images."""
         return output.to(next(p.dtype for p in self.model.parameters() if p.is_floating_point()))
 
     # ---- what is trained

@@ -17,11 +17,13 @@ def questions(tiny_data):
     return dict(questions=['What colour is the square?', 'Hello?'], pictures=[picture, None])
 
 
-@pytest.mark.parametrize('pack', [True, False])
-def test_training_is_bit_equal_with_and_without_questions(pack, questions, run, contents, differences):
+@pytest.mark.parametrize('generation', [{}, dict(do_sample=True, top_k=5)], ids=['greedy', 'sampled'])
+@pytest.mark.parametrize('pack', [True, False], ids=['packed', 'padded'])
+def test_training_is_bit_equal_with_and_without_questions(pack, generation, questions, run, contents, differences):
     settings = dict(SHORT, pack_to_max_length=pack)
     plain = contents(run('plain', **settings) / 'iter_4.pth')
-    asked = contents(run('asked', recipe=questions, evaluation_freq=1, **settings) / 'iter_4.pth')
+    recipe = dict(questions, generation=generation)
+    asked = contents(run('asked', recipe=recipe, evaluation_freq=1, **settings) / 'iter_4.pth')
     assert differences(asked, plain) == []
 
 
