@@ -47,6 +47,9 @@ def _complain(message: str, *, debug: bool = False) -> None:
 
 def _log_to_terminal(debug: bool) -> None:
     """Shows what the library logs, of the first process only."""
+    logging.getLogger('bitsandbytes').setLevel(
+        logging.ERROR
+    )  # peft imports it in every LoRA run; it warns about kernels
     logger = logging.getLogger('vlmtune')
     for handler in [handler for handler in logger.handlers if handler.name == _HANDLER]:
         logger.removeHandler(handler)

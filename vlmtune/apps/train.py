@@ -14,6 +14,7 @@ from mmengine.dist import broadcast_object_list
 from vlmtune.config import config_mistakes, load_config
 from vlmtune.engine import Runner
 from vlmtune.engine.checkpoint import verify
+from vlmtune.engine.precheck import check_settings, check_work_dir
 from vlmtune.engine.runner import build_data
 from vlmtune.engine.setup import Launcher, init_distributed
 from vlmtune.models.supervised_finetune import PartReport
@@ -63,7 +64,7 @@ def prepare_config(
     """Read a config and put what the command line says into it.
 
     Raises:
-        ConfigError: every mistake in the config and the overrides, at once.
+        ConfigError: every mistake in the config and the overrides, at once; a work dir of another run.
         CheckpointError: ``resume`` names a checkpoint that cannot be used.
     """
     cfg = load_config(config, overrides, check=partial(config_mistakes, required=_REQUIRED))
@@ -73,9 +74,12 @@ def prepare_config(
         cfg.randomness.seed = seed
     if resume:
         cfg.resume = resume
+    check_work_dir(cfg.work_dir, resume=cfg.get('resume', False))
     if isinstance(cfg.get('resume'), str):
         verify(Path(cfg.resume))
         cfg.load_from = None
+    if cfg.get('load_from'):
+        verify(Path(cfg.load_from))
     if deepspeed is not None:
         cfg.strategy = dict(type='vlmtune.engine.DeepSpeedStrategy', config=deepspeed_config(deepspeed))
     return cfg
@@ -117,6 +121,7 @@ def train(
             drawn = [secrets.randbelow(2**31)]
             broadcast_object_list(drawn)
             cfg.randomness.seed = drawn[0]
+        check_settings(cfg)
         if dry_run:
             _describe(cfg)
             return

@@ -1,6 +1,7 @@
 """The training loop. One iteration is one optimizer step."""
 
 import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,6 +72,7 @@ class TrainLoop(BaseLoop):
     max_epochs = property(lambda self: self._max_epochs)
     max_iters = property(lambda self: self._max_iters)
     step_tokens = 0  # tokens of the last step, over all ranks
+    step_seconds = 0.0  # its time, waiting for data included, saving and sample answers not
 
     def run(self) -> torch.nn.Module:
         """Train to the end."""
@@ -79,12 +81,14 @@ class TrainLoop(BaseLoop):
         steps = self._steps()
         self.runner.model.train()
         while self._iter < self._max_iters:
+            started = time.perf_counter()
             micro_batches = next(steps)
             if self.rng_to_restore is not None:  # after hooks and workers have drawn from the generators
                 set_rng_state(self.rng_to_restore)
                 self.rng_to_restore = None
             self.runner.call_hook('before_train_iter', batch_idx=self._iter, data_batch=micro_batches)
             outputs = self._step(micro_batches)
+            self.step_seconds = time.perf_counter() - started
             self.sampler.finish_step()
             self.runner.call_hook('after_train_iter', batch_idx=self._iter, data_batch=micro_batches, outputs=outputs)
             self._iter += 1

@@ -16,6 +16,7 @@ from vlmtune.config import dump_config, redact_secrets
 from vlmtune.data import Processor, StepDataLoader, SupervisedDataset, build_train_loader
 from vlmtune.engine import checkpoint
 from vlmtune.engine.optim import PartwiseOptimWrapperConstructor, unwrap
+from vlmtune.engine.precheck import build_custom_hooks
 from vlmtune.engine.schedules import schedules_in_steps
 from vlmtune.engine.state import message_state, rng_state, set_message_state
 from vlmtune.engine.strategies import DDPStrategy, SingleDeviceStrategy
@@ -73,9 +74,6 @@ class Runner(FlexibleRunner):
         Raises:
             UserError: anything in the config, the data or the model that the user can mend.
         """
-        for path in (cfg.get('resume'), cfg.get('load_from')):
-            if isinstance(path, str):
-                checkpoint.verify(Path(path), hashes=False)  # all of it when it is loaded
         set_random_seed(cfg.randomness.seed)  # new weights (LoRA) are a function of the seed
         processor, loader = build_data(cfg)
         model = build_model(cfg, processor=processor)
@@ -85,7 +83,6 @@ class Runner(FlexibleRunner):
             'param_scheduler',
             'train_cfg',
             'default_hooks',
-            'custom_hooks',
             'load_from',
             'resume',
             'log_processor',
@@ -104,6 +101,7 @@ class Runner(FlexibleRunner):
             visualizer=cfg.get('visualizer'),
             default_scope='mmengine',
             randomness=cfg.randomness,
+            custom_hooks=build_custom_hooks(cfg),
             cfg=redact_secrets(cfg),  # mmengine hands it to trackers
             **options,
         )
@@ -221,7 +219,11 @@ class Runner(FlexibleRunner):
         trainer = json.loads((path / TRAINER_FILE).read_text('utf-8'))
         loop = self.train_loop
         unwrap(self.model).load_trainable(load_file(path / WEIGHTS_FILE))
+        configured = [group.get('initial_lr') for group in self.optim_wrapper.param_groups]
         self.strategy.load_optimizer(path)
+        resumed = [group.get('initial_lr') for group in self.optim_wrapper.param_groups]
+        if configured != resumed:
+            logger.warning('the checkpoint goes on with its own learning rates %s, not %s', resumed, configured)
         loop.sampler.load_state_dict(trainer['sampler'])
         loop._iter = int(trainer['iteration'])
         if self.param_schedulers:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vlmtune.families import PartName
 from vlmtune.models.loading import load_model, parse_dtype, read_family
 from vlmtune.models.lora import inject_lora
+from vlmtune.models.quantization import quantization_config
 from vlmtune.models.tuning import part_of, plan_parts, tunable_modules
 from vlmtune.ops import linear_cross_entropy
 from vlmtune.registry import MODELS
@@ -73,7 +74,7 @@ class SupervisedFinetune(nn.Module):
         super().__init__()
         self.dtype = parse_dtype(dtype)
         self.quantization = quantization
-        plan_parts(tune, family=read_family(pretrained_model_name_or_path), lora=lora)  # mistakes before weights
+        self.check(pretrained_model_name_or_path, tune=tune, lora=lora, quantization=quantization, dtype=dtype)
         self.model, self.family = load_model(
             pretrained_model_name_or_path,
             dtype=self.dtype,
@@ -83,14 +84,34 @@ class SupervisedFinetune(nn.Module):
         )
         tied = self.model.get_output_embeddings().weight is self.model.get_input_embeddings().weight
         self.plans = plan_parts(tune, family=self.family, lora=lora, tied=tied)
-        if quantization is not None and self.plans['llm'].mode == 'full':
-            raise ConfigError(
-                f"quantization={quantization!r} needs a frozen llm; set tune llm='lora' or quantization=None"
-            )
         self._grow_embeddings(vocab_size)
         self._apply_plans()
         if gradient_checkpointing:
             self.model.activation_checkpointing_enable({'use_reentrant': False})
+
+    @staticmethod
+    def check(
+        pretrained_model_name_or_path: str,
+        *,
+        tune: Mapping[str, Any],
+        lora: Mapping[str, Any] | None = None,
+        quantization: str | None = None,
+        dtype: str = 'bfloat16',
+        **_: Any,
+    ) -> None:
+        """Tell whether these settings can be right, from the checkpoint's config.json alone.
+
+        Raises:
+            ConfigError: an unknown word, part or setting, or a contradiction.
+            ModelError: the checkpoint cannot be read or its family is not supported.
+        """
+        family = read_family(pretrained_model_name_or_path)
+        plans = plan_parts(tune, family=family, lora=lora)
+        quantization_config(quantization, family=family, dtype=parse_dtype(dtype))
+        if quantization is not None and plans['llm'].mode == 'full':
+            raise ConfigError(
+                f"quantization={quantization!r} needs a frozen llm; set tune llm='lora' or quantization=None"
+            )
 
     # ---- building
 

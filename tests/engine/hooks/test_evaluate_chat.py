@@ -6,7 +6,7 @@ import pytest
 
 from vlmtune.engine import EvaluateChatHook
 from vlmtune.structures import ImagePart, TextPart
-from vlmtune.utils.errors import ConfigError, DataError
+from vlmtune.utils.errors import ConfigError
 
 SHORT = dict(max_steps=4, max_epochs=None)
 
@@ -51,19 +51,21 @@ def test_without_questions_nothing_is_written(run):
 
 
 def test_a_picture_that_is_not_there(questions, run):
-    with pytest.raises(DataError, match=r'image not found: .*/gone.png'):
+    with pytest.raises(ConfigError, match=r'evaluation_images\[0\]: no file at /gone.png'):
         run('asked', recipe={**questions, 'pictures': ['/gone.png', None]}, **SHORT)
 
 
-def test_pictures_per_question():
-    hook = EvaluateChatHook(['a', 'b', 'c'], images=['x.png', ['y.png', 'z.png'], None], system='Be brief.')
-    assert [[str(i) for i in c.images] for c in hook.conversations] == [['x.png'], ['y.png', 'z.png'], []]
+def test_pictures_per_question(questions):
+    x = questions['pictures'][0]
+    hook = EvaluateChatHook(['a', 'b', 'c'], images=[x, [x, x], None], system='Be brief.')
+    assert [[str(i) for i in c.images] for c in hook.conversations] == [[x], [x, x], []]
     assert [m.role for m in hook.conversations[0].messages] == ['system', 'user']
     assert hook.conversations[1].messages[1].parts == (ImagePart(0), ImagePart(1), TextPart('b'))
 
 
-def test_one_picture_goes_with_every_question_and_one_question_may_be_a_word():
-    assert [len(c.images) for c in EvaluateChatHook(['a', 'b'], images='x.png').conversations] == [1, 1]
+def test_one_picture_goes_with_every_question_and_one_question_may_be_a_word(questions):
+    picture = questions['pictures'][0]
+    assert [len(c.images) for c in EvaluateChatHook(['a', 'b'], images=picture).conversations] == [1, 1]
     assert EvaluateChatHook('What?').inputs == ['What?']
 
 

@@ -10,13 +10,13 @@ import numpy as np
 from mmengine.dist import barrier
 from mmengine.hooks import Hook
 
-from vlmtune.data.images import load_image
+from vlmtune.data.images import load_image, read_image_size
 from vlmtune.engine.optim import unwrap
 from vlmtune.engine.state import rng_state, set_rng_state
 from vlmtune.evaluation import generate
 from vlmtune.registry import HOOKS
 from vlmtune.structures import Conversation, ImagePart, ImageRef, Message, Part, TextPart
-from vlmtune.utils.errors import ConfigError
+from vlmtune.utils.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class EvaluateChatHook(Hook):
         generation: further settings of transformers' ``generate``, for example ``dict(do_sample=True, top_p=0.9)``.
 
     Raises:
-        ConfigError: images and inputs differ in number.
+        ConfigError: images and inputs differ in number, or an image cannot be read.
     """
 
     priority = 'LOW'
@@ -61,8 +61,18 @@ class EvaluateChatHook(Hook):
                 f'evaluation_images has {len(images)} entries, evaluation_inputs {len(self.inputs)}; give one each'
             )
         self.conversations = [_conversation(q, i, system) for q, i in zip(self.inputs, images, strict=True)]
+        self._check_images()
         self.every_n_iters = every_n_iters
         self.generation = dict(generation or {}, max_new_tokens=max_new_tokens)
+
+    def _check_images(self) -> None:
+        for i, conversation in enumerate(self.conversations):
+            for image in conversation.images:
+                try:
+                    read_image_size(image, root=None)
+                except DataError as error:
+                    found = str(error) if Path(str(image)).exists() else f'no file at {Path(str(image)).absolute()}'
+                    raise ConfigError(f'evaluation_images[{i}]: {found}') from error
 
     def before_train(self, runner: Any) -> None:
         """Ask the model as it is."""

@@ -1,0 +1,43 @@
+"""Mistakes that need no data and no weights are told before either is read, and an earlier run is left alone."""
+
+import pytest
+
+from vlmtune.utils.errors import ConfigError, UserError
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(tune=dict(llmm='full')), "unknown 'llmm'"),
+        (dict(tune=dict(llm='loora')), "'loora' is not one of"),
+        ({'model.quantization': 'nf5'}, "quantization='nf5' is unknown"),
+        ({'model.dtype': 'fp16'}, "dtype='fp16' is not supported"),
+        ({'model.quantization': 'nf4', 'tune': dict(llm='full')}, 'needs a frozen llm'),
+    ],
+    ids=['part', 'mode', 'quantization', 'dtype', 'contradiction'],
+)
+def test_settings_are_checked_before_the_data(changes, message, run, tmp_path):
+    with pytest.raises(UserError, match=message):
+        run('wrong', data_path='/no/data.json', **changes)
+    assert not (tmp_path / 'wrong').exists()
+
+
+def test_a_new_run_leaves_the_checkpoints_of_an_earlier_one_alone(run):
+    work_dir = run('done', max_steps=2, max_epochs=None, save_steps=1)
+    before = sorted(path.name for path in work_dir.iterdir())
+    with pytest.raises(ConfigError, match=r'holds iter_2\.pth of an earlier run; add --resume'):
+        run('done', max_steps=1, max_epochs=None)
+    assert sorted(path.name for path in work_dir.iterdir()) == before
+
+
+def test_a_work_dir_that_is_a_file(run, tmp_path):
+    (tmp_path / 'taken').write_text('x')
+    with pytest.raises(ConfigError, match='is a file'):
+        run('taken', max_steps=1, max_epochs=None)
+
+
+def test_a_resume_says_that_it_keeps_its_learning_rate(run, caplog):
+    run('done', max_steps=1, max_epochs=None)
+    with caplog.at_level('INFO', 'vlmtune'):
+        run('done', max_steps=2, max_epochs=None, lr=0.5, resume=True)
+    assert 'goes on with its own learning rates' in caplog.text
