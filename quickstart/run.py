@@ -2,7 +2,7 @@
 
     python quickstart/run.py [--work-dir DIR]
 
-Every step is a command that this script prints before running it. Takes about three minutes on 2 CPU cores.
+Every step is a command that this script prints before running it. Takes about a minute on 2 quiet CPU cores.
 """
 
 import argparse
