@@ -22,9 +22,15 @@ class Family:
     Attributes:
         model_type: ``config.model_type`` of the checkpoint.
         auto_class: which ``AutoModelFor...`` of transformers loads it.
-        vision_encoder, projector, llm, embeddings, lm_head: module paths of the part, seen from the whole model. A path
-            inside another part's path belongs to the inner one (Qwen's merger lies inside ``model.visual``).
+        vision_encoder, projector, llm, embeddings, lm_head: paths of the part's modules, and of parameters that lie
+            outside of those, seen from the whole model; the first is a module. A path inside another part's path
+            belongs to the inner one (Qwen's merger lies inside ``model.visual``).
         placeholder: dotted name of the function that says what one image becomes in the token sequence.
+        image_text: what the chat template writes for an image, and what the family's processor makes of that before it
+            tokenises, with one image token in it. None where the template writes the image token itself.
+        token_types: which tokens ``token_type_ids`` marks with 1, in families that attend by them.
+        prompt_template: of ``vlmtune.data.templates``, for families whose tokenizer brings no chat template.
+        words: a regular expression of added tokens that texts may use; all others are control tokens.
         positions: 'rope' (one axis) or 'mrope' (time, height, width).
         packing: whether samples that share a row are kept apart by restarting ``position_ids``.
         no_packing_reason: why not, for the error message.
@@ -32,6 +38,13 @@ class Family:
         image_dim: the axis along which the images of several samples are joined.
         casts_images: image features are cast to the dtype of the model's first weight, so text embeddings must be, too.
         image_settings: what the family's processor sets on its image processor, over what its files say.
+        ready_features: the form in which the base model takes what its projector made of images
+            (``mm_encoder_outputs``): a list or one tensor; None where it does not, or its projector reads several.
+        pixels: dotted name of the function that makes the image inputs faster than the image processor, equal to it.
+        masks: dotted name of the function that builds attention masks where restarting positions are not enough.
+        boxes: how the family writes the coordinates of a box: as shares of 1, as shares of 1000, or as pixels of the
+            image in the size in which the model sees it.
+        box_text: how the four numbers are set, left, top, right, bottom (``data/boxes.py`` names the sources).
     """
 
     model_type: str
@@ -42,6 +55,10 @@ class Family:
     vision_encoder: tuple[str, ...] = ()
     projector: tuple[str, ...] = ()
     placeholder: str | None = None
+    image_text: tuple[str, str] | None = None
+    token_types: Literal['image', 'answer'] | None = None
+    prompt_template: str | None = None
+    words: str | None = None
     positions: Literal['rope', 'mrope'] = 'rope'
     packing: bool = True
     no_packing_reason: str = ''
@@ -49,6 +66,11 @@ class Family:
     image_dim: int = 0
     casts_images: bool = False
     image_settings: tuple[tuple[str, Any], ...] = ()
+    ready_features: Literal['list', 'tensor'] | None = None
+    pixels: str | None = None
+    masks: str | None = None
+    boxes: Literal['unit', 'thousand', 'resized_pixel'] = 'thousand'
+    box_text: str = '[{}, {}, {}, {}]'
 
     @property
     def has_vision(self) -> bool:
@@ -65,20 +87,25 @@ def _text(model_type: str, **kwargs: Any) -> Family:
 
 
 def _vlm(
-    model_type: str, *, vision: str, projector: tuple[str, ...], llm: str = 'model.language_model', **kwargs: Any
+    model_type: str,
+    *,
+    vision: str,
+    projector: tuple[str, ...],
+    llm: tuple[str, ...] = ('model.language_model',),
+    **kwargs: Any,
 ) -> Family:
     return Family(
         model_type,
         'image_text_to_text',
-        llm=(llm,),
-        embeddings=(f'{llm}.embed_tokens',),
+        llm=llm,
+        embeddings=(f'{llm[0]}.embed_tokens',),
         vision_encoder=(vision,),
         projector=projector,
         **kwargs,
     )
 
 
-def _qwen_vl(model_type: str, *, projector: tuple[str, ...] = ('model.visual.merger',)) -> Family:
+def _qwen_vl(model_type: str, *, projector: tuple[str, ...] = ('model.visual.merger',), **kwargs: Any) -> Family:
     return _vlm(
         model_type,
         vision='model.visual',
@@ -86,6 +113,8 @@ def _qwen_vl(model_type: str, *, projector: tuple[str, ...] = ('model.visual.mer
         placeholder='vlmtune.data.placeholders.patch_grid',
         positions='mrope',
         image_inputs=('pixel_values', 'image_grid_thw'),
+        pixels='vlmtune.data.pixels.merged_patches',
+        **kwargs,
     )
 
 
@@ -96,12 +125,17 @@ def _tower(model_type: str, **kwargs: Any) -> Family:
     return _vlm(model_type, vision='model.vision_tower', projector=('model.multi_modal_projector',), **kwargs)
 
 
+def _tiled_tower(model_type: str, **kwargs: Any) -> Family:
+    """LLaVA's successors; the vector that ends a row of patches stands among those of the text."""
+    return _tower(model_type, llm=('model.language_model', 'model.image_newline'), boxes='unit', **kwargs)
+
+
 def _idefics(model_type: str) -> Family:
     return _vlm(
         model_type,
         vision='model.vision_model',
         projector=('model.connector',),
-        llm='model.text_model',
+        llm=('model.text_model',),
         placeholder='vlmtune.data.placeholders.rows_and_columns',
         image_inputs=('pixel_values', 'pixel_attention_mask'),
         image_dim=1,
@@ -111,20 +145,74 @@ def _idefics(model_type: str) -> Family:
 
 _ROWS = (
     # text only: full causal attention, so restarting positions isolate
-    *(_text(name) for name in ('llama', 'qwen2', 'qwen3', 'mistral', 'gemma', 'granite', 'olmo2', 'phi3', 'smollm3')),
-    _qwen_vl('qwen2_vl'),
-    _qwen_vl('qwen2_5_vl'),
+    *(_text(name) for name in 'llama qwen2 qwen3 mistral gemma gemma3_text granite olmo2 phi3 smollm3'.split()),
+    # what looks like attention is a state that goes on from token to token: no positions restart it
+    *(
+        _text(name, packing=False, no_packing_reason=f'its {layers} carry state from sample to sample')
+        for name, layers in (
+            ('qwen3_5_text', 'linear-attention layers'),
+            ('qwen3_next', 'linear-attention layers'),
+            ('granitemoehybrid', 'Mamba layers'),
+            ('lfm2', 'convolutions'),
+        )
+    ),
+    _qwen_vl(
+        'qwen3_5',
+        packing=False,
+        no_packing_reason='its linear-attention layers carry state from sample to sample',
+    ),
+    _qwen_vl('qwen2_vl', box_text='({},{}),({},{})'),
+    _qwen_vl('qwen2_5_vl', boxes='resized_pixel'),
     _qwen_vl('qwen3_vl', projector=_DEEPSTACK),
     _qwen_vl('qwen3_vl_moe', projector=_DEEPSTACK),
-    _tower('llava', placeholder='vlmtune.data.placeholders.fixed_grid', image_inputs=('pixel_values',)),
+    _tower(
+        'llava',
+        placeholder='vlmtune.data.placeholders.fixed_grid',
+        image_inputs=('pixel_values',),
+        pixels='vlmtune.data.pixels.one_crop',
+        ready_features='list',
+        boxes='unit',
+    ),
     _tower(
         'internvl',
         placeholder='vlmtune.data.placeholders.tiles',
         image_inputs=('pixel_values',),
         image_settings=(('crop_to_patches', True),),
+        pixels='vlmtune.data.pixels.tiles_and_thumbnail',
+        ready_features='tensor',
+        box_text='[[{}, {}, {}, {}]]',
     ),
     _idefics('smolvlm'),
     _idefics('idefics3'),
+    _tiled_tower(
+        'llava_next',
+        placeholder='vlmtune.data.placeholders.tiles_and_newlines',
+        image_inputs=('pixel_values', 'image_sizes'),
+    ),
+    _tiled_tower(
+        'llava_onevision',
+        placeholder='vlmtune.data.placeholders.tiles_of_one_image',
+        image_inputs=('pixel_values', 'image_sizes', 'batch_num_images'),
+    ),
+    _tower(
+        'gemma3',
+        placeholder='vlmtune.data.placeholders.fixed_length',
+        image_text=('<start_of_image>', '\n\n<start_of_image><image_soft_token><end_of_image>\n\n'),
+        token_types='image',
+        image_inputs=('pixel_values',),
+        image_settings=(('do_convert_rgb', True), ('do_pan_and_scan', False)),
+        masks='vlmtune.ops.masks.two_way_images',
+    ),
+    _tower(
+        'paligemma',
+        placeholder='vlmtune.data.placeholders.fixed_length',
+        token_types='answer',
+        prompt_template='paligemma',
+        words=r'<loc\d{4}>|<seg\d{3}>',
+        image_inputs=('pixel_values',),
+        image_settings=(('do_convert_rgb', True),),
+        masks='vlmtune.ops.masks.two_way_prompts',
+    ),
 )
 
 FAMILIES: dict[str, Family] = {row.model_type: row for row in _ROWS}

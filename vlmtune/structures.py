@@ -17,6 +17,10 @@ IGNORE_INDEX = -100
 Role: TypeAlias = Literal['system', 'user', 'assistant']
 ROLES: tuple[str, ...] = get_args(Role)
 
+BoxConvention: TypeAlias = Literal['pixel', 'unit', 'thousand']
+"""What the numbers of a box count: pixels of the upright image, or shares of its width and height, of 1 or of 1000."""
+BOX_CONVENTIONS: tuple[str, ...] = get_args(BoxConvention)
+
 
 @dataclass(frozen=True)
 class ImageRef:
@@ -58,7 +62,20 @@ class ImagePart:
     index: int  # into Conversation.images
 
 
-Part: TypeAlias = TextPart | ImagePart
+@dataclass(frozen=True)
+class BoxPart:
+    """A rectangle on an image, inside a message. ``Processor.tokenize`` writes it in the convention of the model.
+
+    ``box`` is (left, top, right, bottom) on the upright image, as ``convention`` counts. Pixels become shares when the
+    size of the image is known.
+    """
+
+    image: int  # into Conversation.images
+    box: tuple[float, float, float, float]
+    convention: BoxConvention
+
+
+Part: TypeAlias = TextPart | ImagePart | BoxPart
 
 
 @dataclass(frozen=True)
@@ -75,7 +92,7 @@ class Message:
 
     @property
     def text(self) -> str:
-        """The text parts, joined."""
+        """The text parts, joined; images and boxes are not in it."""
         return ''.join(part.text for part in self.parts if isinstance(part, TextPart))
 
     @property
@@ -105,13 +122,15 @@ class Sample:
     """One tokenised training example.
 
     ``input_ids`` and ``labels`` are int32[L]; placeholders of images are already expanded, so L is the true length.
-    ``labels`` holds the token itself where it is learned and IGNORE_INDEX elsewhere (not shifted).
+    ``labels`` holds the token itself where it is learned and IGNORE_INDEX elsewhere (not shifted). ``patches`` is what
+    the vision encoder has to read: patches of all images, before any merging.
     """
 
     input_ids: np.ndarray
     labels: np.ndarray
     images: tuple[ImageRef, ...] = ()
     image_sizes: tuple[ImageSize, ...] = ()
+    patches: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids)

@@ -3,8 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlmtune.ops import linear_cross_entropy
+from vlmtune.ops.cross_entropy import CHUNK_BYTES
 
 N, H, V = 11, 16, 37
 
@@ -41,11 +43,17 @@ def test_value_and_gradients(chunk, bias, targets):
 
 
 @pytest.mark.parametrize(
-    'transform', [lambda logits: logits / 8, lambda logits: 3 * torch.tanh(logits / 3)], ids=['scaled', 'capped']
+    ('settings', 'transform'),
+    [
+        (dict(scale=1 / 8), lambda logits: logits / 8),
+        (dict(softcap=3.0), lambda logits: 3 * torch.tanh(logits / 3)),
+        (dict(scale=2.0, softcap=3.0), lambda logits: 3 * torch.tanh(2 * logits / 3)),
+    ],
+    ids=['scaled', 'capped', 'both'],
 )
-def test_a_transform_takes_part_in_the_gradients(transform, targets):
+def test_scale_and_cap_take_part_in_the_gradients(settings, transform, targets):
     mine, theirs = leaves(), leaves()
-    loss = linear_cross_entropy(mine[0], weight=mine[1], bias=mine[2], targets=targets, chunk=4, transform=transform)
+    loss = linear_cross_entropy(mine[0], weight=mine[1], bias=mine[2], targets=targets, chunk=4, **settings)
     expected = reference(*theirs, targets, transform)
     torch.testing.assert_close(loss, expected)
     loss.backward()
@@ -127,16 +135,53 @@ def test_without_positions_every_leaf_gets_zeros_so_that_no_rank_waits_for_a_gra
         assert leaf.grad.abs().max() == 0
 
 
+class Largest(TorchDispatchMode):
+    """Notes the most elements that an operation returned."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        found = result if isinstance(result, tuple | list) else [result]
+        self.elements = max(self.elements, *(t.numel() for t in found if isinstance(t, torch.Tensor)))
+        return result
+
+
 def test_the_whole_logits_never_exist():
-    shapes = []
+    """Nothing is larger than a chunk of logits or the head."""
+    hidden, weight, bias = leaves()
+    hidden = torch.randn(200, H, requires_grad=True)
+    with Largest() as seen:
+        linear_cross_entropy(
+            hidden, weight=weight, bias=bias, targets=torch.zeros(200, dtype=torch.long), chunk=4
+        ).backward()
+    assert seen.elements == 200 * H > max(4 * V, V * H)
 
-    def note(logits):
-        shapes.append(tuple(logits.shape))
-        return logits
 
+def test_chunks_are_sized_by_the_vocabulary():
+    hidden, weight = torch.randn(300, 2), torch.randn(151_936, 2)
+    with Largest() as seen:
+        linear_cross_entropy(hidden, weight=weight, targets=torch.zeros(300, dtype=torch.long))
+    assert seen.elements == CHUNK_BYTES // 4 // 151_936 * 151_936
+
+
+def test_the_gradient_of_the_head_is_handed_over_not_copied(targets):
+    """It is as large as the head; a leaf's .grad is the very buffer that forward filled."""
     hidden, weight, _ = leaves()
-    linear_cross_entropy(hidden, weight=weight, targets=torch.zeros(N, dtype=torch.long), chunk=4, transform=note)
-    assert shapes == [(4, V), (4, V), (3, V)]
+    loss = linear_cross_entropy(hidden, weight=weight, targets=targets)
+    buffer = loss.grad_fn.grads.weight.data_ptr()
+    loss.backward()
+    assert weight.grad.data_ptr() == buffer
+
+
+def test_a_second_backward_pass_is_refused(targets):
+    hidden, weight, _ = leaves()
+    loss = linear_cross_entropy(hidden, weight=weight, targets=targets)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match='used up by an earlier backward pass'):
+        loss.backward()
 
 
 def test_lengths_that_differ():

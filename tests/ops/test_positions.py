@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from vlmtune.ops import mrope_positions
+from vlmtune.ops import mrope_positions, segment_lengths
 
-FAMILIES = ['qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'qwen3_vl_moe']
+FAMILIES = ['qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'qwen3_vl_moe', 'qwen3_5']
 GRIDS = [(1, 4, 6), (1, 8, 2), (1, 2, 2), (1, 6, 10)]  # patches before merging by 2
 
 
@@ -70,3 +70,10 @@ def test_tokens_and_grids_that_do_not_fit(count):
         mrope_positions(
             torch.tensor([9] * count + [1]), image_token_id=9, image_grid_thw=torch.tensor([[1, 4, 6]]), merge_size=2
         )
+
+
+def test_segment_lengths_are_read_from_where_positions_restart():
+    rows = torch.tensor([[0, 1, 2, 0, 1, 0], [0, 0, 1, 2, 3, 4]])
+    assert segment_lengths(rows).tolist() == [3, 2, 1, 1, 5]
+    axes = torch.stack([rows, *[torch.zeros_like(rows)] * 3])
+    assert segment_lengths(axes).tolist() == [3, 2, 1, 1, 5]

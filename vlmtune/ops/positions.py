@@ -1,6 +1,6 @@
 """Rotary positions of multimodal sequences, one sample at a time, from token ids and image grids alone.
 
-Letters: L tokens, I images.
+Letters: B rows, L tokens, I images, S samples.
 """
 
 import torch
@@ -44,3 +44,19 @@ def mrope_positions(input_ids: Tensor, *, image_token_id: int, image_grid_thw: T
         at = first + t * h * w
     pieces.append((torch.arange(len(input_ids) - at) + start).expand(3, -1))
     return torch.cat(pieces, dim=1)
+
+
+def segment_lengths(position_ids: Tensor) -> Tensor:
+    """Lengths of the samples of packed rows, read from where positions do not go on by one.
+
+    Args:
+        position_ids: long[B, L], or long[4, B, L] whose first axis counts tokens.
+
+    Returns:
+        long[S]; rows one after another, so the sum is B * L.
+    """
+    rows = position_ids[0] if position_ids.ndim == 3 else position_ids
+    first = torch.ones_like(rows, dtype=torch.bool)
+    first[:, 1:] = rows[:, 1:] != rows[:, :-1] + 1
+    starts = first.flatten().nonzero().flatten()
+    return torch.diff(starts, append=starts.new_tensor([rows.numel()]))

@@ -1,6 +1,14 @@
 """Tiny random models, their tokenizers and processors, and tiny data sets. Imported by tests and benchmarks only."""
 
+from vlmtune.testing.broken_data import BrokenData, write_broken_data
 from vlmtune.testing.tiny_data import TinyData, write_tiny_data
 from vlmtune.testing.tiny_models import list_tiny_models, write_tiny_model
 
-__all__ = ['TinyData', 'list_tiny_models', 'write_tiny_data', 'write_tiny_model']
+__all__ = [
+    'BrokenData',
+    'TinyData',
+    'list_tiny_models',
+    'write_broken_data',
+    'write_tiny_data',
+    'write_tiny_model',
+]

@@ -144,6 +144,21 @@ TINY_FAMILIES: Mapping[str, TinyFamily] = {
     'qwen3_vl_moe': TinyFamily(
         'qwen3_vl_moe', 'qwen3_vl', text=_QWEN3_TEXT | _MIXTURE, vision=_QWEN3_VISION, token_ids=_QWEN_TOKENS
     ),
+    'qwen3_5': TinyFamily(
+        'qwen3_5',
+        'qwen3_vl',
+        text=_text(
+            layer_types=['linear_attention', 'full_attention'],
+            head_dim=32,
+            linear_num_key_heads=2,
+            linear_num_value_heads=4,
+            linear_key_head_dim=16,
+            linear_value_head_dim=16,
+            **_mrope(mrope_interleaved=True, partial_rotary_factor=0.5),
+        ),
+        vision={key: value for key, value in _QWEN3_VISION.items() if key != 'deepstack_visual_indexes'},
+        token_ids=_QWEN_TOKENS,
+    ),
     'internvl': _internvl('qwen2'),
     'internvl_llama': _internvl('llama'),
     'smolvlm': _idefics3('smolvlm'),

@@ -139,6 +139,7 @@ PREPROCESSORS: Mapping[str, dict[str, Any]] = {
     'qwen2_5_vl': _qwen2('Qwen2_5_VLProcessor'),
     'qwen3_vl': _QWEN3,
     'qwen3_vl_moe': _QWEN3,
+    'qwen3_5': _QWEN3,
     'llava': _LLAVA,
     'llava_next': _LLAVA_NEXT,
     'llava_onevision': _LLAVA_ONEVISION,

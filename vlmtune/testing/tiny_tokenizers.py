@@ -157,6 +157,7 @@ TOKENIZERS: Mapping[str, TinyTokenizer] = {
         leading=('<pad>', '<eos>', '<bos>', '<unk>'),
         trailing=('<image>',),
         plain=(*(f'<loc{i:04}>' for i in range(1024)), *(f'<seg{i:03}>' for i in range(128))),
+        adds_bos=True,
         named={'image_token': '<image>'},
     ),
 }

@@ -1,5 +1,20 @@
 """Failures that a user can mend. The command line prints them as one line and exits with 1."""
 
+DATA_ERROR_KINDS = {
+    'unreadable_row': 'row cannot be read',
+    'wrong_row': 'row is not of the format',
+    'mark_mismatch': 'image marks and images differ',
+    'wrong_box': 'boxes and their marks differ, or a box is none',
+    'empty_answer': 'answer is empty',
+    'missing_image': 'image is missing',
+    'broken_image': 'image is broken',
+    'oversized_image': 'image is too large',
+    'refused_image': 'image may not be read (outside the folder, a URL)',
+    'unfit_sample': 'row does not fit the model or its chat template',
+    'nothing_learned': 'no token is learned',
+}
+"""What can be wrong with a row: the word that programs read, and what people read."""
+
 
 class UserError(Exception):
     """Something the user gave cannot be used; the message says what was found, what was expected, what to do."""
@@ -10,7 +25,18 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A data file, a row or an image is wrong."""
+    """A data file, a row or an image is wrong.
+
+    Args:
+        message: what was found, what was expected, what to do.
+        kind: the sort of mistake, one of ``DATA_ERROR_KINDS``; reports count by it.
+    """
+
+    def __init__(self, message: str, *, kind: str = 'wrong_row') -> None:
+        super().__init__(message)
+        if kind not in DATA_ERROR_KINDS:
+            raise ValueError(f'kind {kind!r} of a DataError; expected one of {", ".join(DATA_ERROR_KINDS)}')
+        self.kind = kind
 
 
 class ModelError(UserError):

@@ -1,8 +1,16 @@
-"""Keeps a library from importing optional heavy packages on our behalf."""
+"""Things by their dotted names, and heavy packages that a library shall not import on our behalf."""
 
+import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+
+def import_name(dotted: str) -> Any:
+    """What ``'package.module.name'`` is."""
+    module, _, name = dotted.rpartition('.')
+    return getattr(importlib.import_module(module), name)
 
 
 @contextmanager
