@@ -19,14 +19,33 @@ from vlmtune.data import (
 )
 from vlmtune.models import SupervisedFinetune
 
+_LINEAR = dict(
+    layer_types=['linear_attention', 'full_attention'],
+    head_dim=16,
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    linear_key_head_dim=16,
+    linear_value_head_dim=16,
+)
 # Families without a tiny model of their own; what sets each apart from a Llama is switched on.
 _TEXT = {
     'mistral': dict(sliding_window=16),  # shorter than the samples
     'gemma': dict(head_dim=16),
     'granite': dict(logits_scaling=2.0, embedding_multiplier=1.5, residual_multiplier=0.8, attention_multiplier=0.3),
+    'gemma3_text': dict(head_dim=16, sliding_window=16, layer_types=['sliding_attention', 'full_attention']),
     'olmo2': {},
     'phi3': dict(sliding_window=16),
     'smollm3': dict(no_rope_layers=[1, 0]),
+    'lfm2': dict(layer_types=['conv', 'full_attention']),
+    'qwen3_5_text': _LINEAR,
+    'qwen3_next': {**_LINEAR, 'mlp_only_layers': [0, 1]},
+    'granitemoehybrid': dict(
+        layer_types=['mamba', 'attention'],
+        mamba_n_heads=8,
+        mamba_d_head=16,
+        mamba_d_state=16,
+        shared_intermediate_size=64,
+    ),
 }
 
 
@@ -67,6 +86,13 @@ def _write_text_model(model_type: str, path: Path, *, tokenizer_of: Path, amplif
     return path
 
 
+def _first_with_image(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with one question: the first that shows an image, or the first."""
+    turns = row['conversations']
+    at = next((i for i, turn in enumerate(turns) if '<image>' in turn['value']), 0)
+    return {**row, 'conversations': turns[at : at + 2]}
+
+
 @pytest.fixture(scope='session')
 def case(tiny_model, tiny_data, tmp_path_factory) -> Callable[..., Case]:
     """``case('llava')``: what a family needs to be trained, amplified so that leaks show; made once."""
@@ -80,10 +106,11 @@ def case(tiny_model, tiny_data, tmp_path_factory) -> Callable[..., Case]:
                 path = _write_text_model(name, folder, tokenizer_of=tiny_model('llama'), amplify=amplify)
             else:
                 path = tiny_model(name, amplify=amplify, **overrides)
-            processor = Processor(str(path), prompt_template='vicuna' if name == 'llava' else None)
+            processor = Processor(str(path), prompt_template='vicuna' if name in ('llava', 'llava_next') else None)
             data = tiny_data('llava', rows=4, images=processor.family.has_vision)
+            rows = load_rows(data.data_path)
             dataset = SupervisedDataset(
-                load_rows(data.data_path),
+                [_first_with_image(row) for row in rows] if name == 'paligemma' else rows,
                 processor=processor,
                 dataset_map_fn=llava_map_fn,
                 template_map_fn=chat_template_map_fn,

@@ -17,7 +17,7 @@ VISION = [
 def test_every_trainable_weight_gets_a_gradient_from_a_batch_with_images(name, tune, case):
     family = case(name, amplify=1.0)
     model = family.build(tune=dict(vision_encoder=tune, projector='full', llm=tune), lora=dict(r=4), dtype='bfloat16')
-    model(**family.batch()).backward()
+    model(**family.batch(pack=family.processor.family.packing)).backward()
     assert [key for key, p in model.named_trainable().items() if p.grad is None] == []
 
 
@@ -27,7 +27,7 @@ def test_a_text_only_batch_gives_the_vision_side_zeros(name, tune, case):
     """Zeros, not nothing: DDP would wait for a gradient that never comes."""
     family = case(name, amplify=1.0)
     model = family.build(tune=dict(vision_encoder=tune, projector='full', llm='full'), lora=dict(r=4))
-    batch = family.batch(1)
+    batch = family.batch(1, pack=family.processor.family.packing)
     assert 'pixel_values' not in batch
     model(**batch).backward()
     by_part = {}
@@ -35,6 +35,20 @@ def test_a_text_only_batch_gives_the_vision_side_zeros(name, tune, case):
         by_part.setdefault(model.part_of(key), []).append(parameter.grad)
     assert all(grad is not None and grad.abs().max() == 0 for grad in by_part['vision_encoder'] + by_part['projector'])
     assert max(grad.abs().max() for grad in by_part['llm']) > 0
+
+
+@pytest.mark.parametrize('name', ['llava_next', 'llava_onevision'])
+def test_the_vector_that_ends_a_row_of_patches_trains_with_the_llm(name, case):
+    """It is a parameter of no module of its own, which an adapter could not hold."""
+    family = case(name, amplify=1.0)
+    assert 'model.image_newline' not in family.build(tune=dict(llm='lora', projector='full')).named_trainable()
+    model = family.build(tune=dict(llm='full'))
+    newline = model.named_trainable()['model.image_newline']
+    model(**family.batch()).backward()
+    assert newline.grad.abs().max() > 0
+    model.zero_grad()
+    model(**family.batch(1)).backward()
+    assert newline.grad.abs().max() == 0  # text only: zeros, not nothing
 
 
 @pytest.mark.parametrize('name', ['llama', 'llava', 'qwen3_vl_moe'])

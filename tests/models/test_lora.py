@@ -24,6 +24,11 @@ LAYERS = {
     'qwen2_5_vl': {'llm': 14, 'vision_encoder': 2 * 5, 'projector': 2},
     'qwen3_vl': {'llm': 21, 'vision_encoder': 3 * 4, 'projector': 3 * 2},
     'qwen3_vl_moe': {'llm': 12, 'vision_encoder': 3 * 4, 'projector': 3 * 2},
+    'qwen3_5': {'llm': 2 * 3 + 5 + 4, 'vision_encoder': 3 * 4, 'projector': 2},
+    'llava_next': {'llm': 14, 'vision_encoder': 2 * 6, 'projector': 2},
+    'llava_onevision': {'llm': 14, 'vision_encoder': 3 * 6, 'projector': 2},
+    'gemma3': {'llm': 14, 'vision_encoder': 2 * 6},  # its projector is a bare matrix
+    'paligemma': {'llm': 14, 'vision_encoder': 2 * 6, 'projector': 1},
     'internvl': {'llm': 14, 'vision_encoder': 2 * 6, 'projector': 2},
     'internvl_llama': {'llm': 14, 'vision_encoder': 2 * 6, 'projector': 2},
     'smolvlm': {'llm': 14, 'vision_encoder': 2 * 6, 'projector': 1},
@@ -58,7 +63,7 @@ def test_llm_lora_reaches_every_linear_layer_of_the_llm_and_nothing_else(name, c
 
 @pytest.mark.parametrize('name', VISION)
 def test_every_part_that_asks_gets_lora(name, case):
-    model = case(name).build(tune=dict(vision_encoder='lora', projector='lora', llm='lora'), lora=dict(r=2))
+    model = case(name).build(tune=dict.fromkeys(LAYERS[name], 'lora'), lora=dict(r=2))
     assert counts(model) == LAYERS[name]
     left = [
         n
@@ -66,7 +71,9 @@ def test_every_part_that_asks_gets_lora(name, case):
         if isinstance(m, nn.Linear) and 'lora' not in n and 'base_layer' not in n
     ]
     head = {part_of(n, family=model.family) for n in left}
-    assert head <= ({'lm_head', 'vision_encoder'} if name == 'llava' else {'lm_head'})  # llava: layers never used
+    assert head <= (
+        {'lm_head', 'vision_encoder'} if name in ('llava', 'llava_next') else {'lm_head'}
+    )  # layers never used
 
 
 @pytest.mark.parametrize('name', VISION)
@@ -155,7 +162,7 @@ def test_mistakes(tune, lora, message, case):
 
 @pytest.mark.parametrize('name', VISION)
 def test_the_expression_matches_what_was_adapted_and_keeps_the_last_names_visible(name, case):
-    model = case(name).build(tune=dict(vision_encoder='lora', projector='lora', llm='lora'), lora=dict(r=2))
+    model = case(name).build(tune=dict.fromkeys(LAYERS[name], 'lora'), lora=dict(r=2))
     expression = model.lora_config.target_modules
     names = {n for part in adapted(model).values() for n in part}
     plain = case(name).build(tune=dict(projector='full')).model

@@ -9,17 +9,19 @@ import torch
 
 from vlmtune.families import FAMILIES
 from vlmtune.testing import list_tiny_models
+from vlmtune.utils.errors import ConfigError
 
-TINY = [name for name in list_tiny_models() if name in FAMILIES or name == 'internvl_llama']
-TEXT = ['llama', 'qwen2', 'qwen3', 'mistral', 'gemma', 'granite', 'olmo2', 'phi3', 'smollm3']
+TINY = [
+    name for name in list_tiny_models() if name == 'internvl_llama' or (name in FAMILIES and FAMILIES[name].packing)
+]
+TEXT = ['llama', 'qwen2', 'qwen3', 'mistral', 'gemma', 'gemma3_text', 'granite', 'olmo2', 'phi3', 'smollm3']
 VISION = [name for name in TINY if name not in TEXT]
 ALL = [*TEXT, *VISION]
 
 
 def logits_of(model, batch):
-    inputs = {name: tensor for name, tensor in batch.items() if name != 'labels'}
     with torch.no_grad():
-        return model.model(**inputs, use_cache=False).logits
+        return model.model(**model.model_inputs(batch), use_cache=False).logits
 
 
 def one_running_range(batch):
@@ -30,8 +32,8 @@ def one_running_range(batch):
 
 
 def test_every_family_is_covered():
-    assert len(TINY) == 12
-    assert {*ALL, 'internvl_llama'} - {'internvl_llama'} == set(FAMILIES)
+    assert len(TINY) == 16
+    assert set(ALL) - {'internvl_llama'} == {name for name, family in FAMILIES.items() if family.packing}
 
 
 @pytest.mark.parametrize('name', ALL)
@@ -44,6 +46,24 @@ def test_packed_logits_are_those_alone_and_a_running_range_leaks(name, case):
     assert 'attention_mask' not in packed
     assert (logits_of(model, packed)[0] - alone).abs().max() < 1e-4
     assert (logits_of(model, one_running_range(packed))[0] - alone).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ('name', 'overrides'), [('gemma3', dict(text_config=dict(sliding_window=16))), ('gemma3', {}), ('paligemma', {})]
+)
+def test_the_masks_of_transformers_would_leak(name, overrides, case):
+    """Also with a window that is shorter than a sample; the layers of sliding attention have a mask of their own."""
+    family = case(name, **overrides)
+    model, packed = family.build().eval(), family.batch()
+    alone = torch.cat([logits_of(model, family.batch(i))[0] for i in range(4)])
+    with torch.no_grad():
+        assert (model.model(**_without_labels(packed), use_cache=False).logits[0] - alone).abs().max() > 0.1
+        own = torch.cat([model.model(**_without_labels(family.batch(i)), use_cache=False).logits[0] for i in range(4)])
+    assert (logits_of(model, packed)[0] - own).abs().max() < 1e-4
+
+
+def _without_labels(batch):
+    return {key: tensor for key, tensor in batch.items() if key != 'labels'}
 
 
 @pytest.mark.parametrize('name', ALL)
@@ -86,15 +106,59 @@ def test_gradients_of_a_pack_are_the_sum_of_its_samples(name, case):
         assert (packed[parameter] - grad).abs().max() < 1e-5 * largest, parameter
 
 
-@pytest.mark.parametrize('name', VISION)
-def test_a_sample_does_not_feel_its_neighbours_image(name, case):
-    """Turning the first sample's picture black changes its own logits and no other's."""
+def changed_image(sample):
+    return {**sample, 'pixel_values': torch.zeros_like(sample['pixel_values']) + 0.1}
+
+
+def changed_text(sample):
+    ids = sample['input_ids'].clone()
+    ids[-1] = ids[-2] = 3  # the last of a sample stand right before the next one
+    return {**sample, 'input_ids': ids}
+
+
+@pytest.mark.parametrize(('name', 'change'), [*((n, changed_text) for n in ALL), *((n, changed_image) for n in VISION)])
+def test_a_sample_does_not_feel_a_change_in_another(name, change, case):
+    """The third sample has two images where the family has eyes; its neighbours on both sides stay as they are."""
     family = case(name)
     model = family.build().eval()
-    black = [dict(sample) for sample in family.samples]
-    black[0]['pixel_values'] = torch.zeros_like(black[0]['pixel_values']) + 0.1
-    changed = type(family)(family.path, family.processor, black)
-    before, after = (logits_of(model, f.batch())[0] for f in (family, changed))
-    length = len(family.samples[0]['input_ids'])
-    assert (before[:length] - after[:length]).abs().max() > 0.01
-    assert (before[length:] - after[length:]).abs().max() < 1e-5  # exact zero but for kernels that depend on the shape
+    samples = [*family.samples[:2], change(family.samples[2]), family.samples[3]]
+    other = type(family)(family.path, family.processor, samples)
+    before, after = (logits_of(model, f.batch())[0] for f in (family, other))
+    lengths = [len(sample['input_ids']) for sample in samples]
+    felt = [float((a - b).abs().max()) for a, b in zip(before.split(lengths), after.split(lengths), strict=True)]
+    assert felt[2] > 0.01
+    assert max(felt[0], felt[1], felt[3]) < 1e-5  # exact zero but for kernels that depend on the shape
+
+
+# ---- families that cannot be packed
+
+HYBRID = [name for name, family in FAMILIES.items() if not family.packing]
+
+
+@pytest.mark.parametrize('name', HYBRID)
+def test_a_family_with_state_is_refused_and_would_leak(name, case):
+    """In one line that says why and what to do; it trains in rows of its own."""
+    family = case(name)
+    with pytest.raises(ConfigError) as error:
+        family.batch()
+    assert '\n' not in str(error.value)
+    assert str(error.value).startswith(f'pack_to_max_length: {name} cannot keep packed samples apart (its ')
+    assert str(error.value).endswith('carry state from sample to sample); set pack_to_max_length=False')
+    model = family.build().eval()
+    first, second = (family.batch(i, pack=False) for i in (1, 0))
+    joined = {key: torch.cat([first[key], second[key]], dim=-1) for key in ('input_ids', 'position_ids')}
+    rest = {key: t for key, t in second.items() if key not in ('input_ids', 'position_ids', 'labels', 'attention_mask')}
+    length = first['input_ids'].shape[1]
+    together, alone = logits_of(model, {**joined, **rest})[0, length:], logits_of(model, second)[0]
+    assert (together - alone).abs().max() > 0.1
+
+
+@pytest.mark.parametrize('name', HYBRID)
+def test_a_family_with_state_trains_in_padded_rows(name, case):
+    family = case(name, amplify=1.0)
+    model = family.build()
+    losses = [model(**family.batch(i, pack=False)) for i in range(4)]
+    together = model(**family.batch(pack=False))
+    assert abs(together - sum(losses)) < 1e-5 * together
+    together.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.named_trainable().values())

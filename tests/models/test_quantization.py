@@ -9,7 +9,7 @@ from vlmtune.models.quantization import quantization_config
 from vlmtune.testing import list_tiny_models
 
 ALL = [name for name in list_tiny_models() if name in FAMILIES or name == 'internvl_llama']
-LINEAR = dict.fromkeys(ALL, 14) | {'qwen3_vl': 21, 'qwen3_vl_moe': 12}  # layers x 7; experts are no linear layers
+LINEAR = dict.fromkeys(ALL, 14) | {'qwen3_vl': 21, 'qwen3_vl_moe': 12, 'qwen3_5': 15}  # layers x 7; experts are none
 KINDS = {'nf4': 'Linear4bit', 'int8': 'Linear8bitLt'}
 
 

@@ -42,13 +42,19 @@ def load_model(
 ) -> tuple[PreTrainedModel, Family]:
     """A transformers model and the row of its family.
 
-    Quantised weights are made on ``device`` at once; other weights are loaded on the CPU and moved by the caller.
+    Quantised weights are made on ``device`` at once; other weights are loaded on the CPU and moved by the caller. On
+    device 'meta' no weight is read or made; quantised layers are then plain ones.
 
     Raises:
         ModelError: the checkpoint cannot be read or its family is not supported.
         ConfigError: an unknown quantization.
     """
     family = read_family(pretrained_model_name_or_path)
+    if torch.device(device).type == 'meta':
+        config = load_pretrained(AutoConfig, pretrained_model_name_or_path)
+        with torch.device('meta'):
+            auto_class = _AUTO_CLASSES[family.auto_class]
+            return auto_class.from_config(config, dtype=dtype, attn_implementation=attn_implementation), family
     quantized = quantization_config(quantization, family=family, dtype=dtype)
     options = {} if quantized is None else dict(quantization_config=quantized, device_map={'': torch.device(device)})
     model = load_pretrained(

@@ -4,7 +4,8 @@ Letters: B rows, L tokens, H hidden size, N supervised positions.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from vlmtune.families import PartName
+from vlmtune.models.attention import apply_attention, attention_inputs, check_attention, transformers_name
+from vlmtune.models.checkpointing import apply_checkpointing
+from vlmtune.models.kernels import apply_liger, check_liger
 from vlmtune.models.loading import load_model, parse_dtype, read_family
 from vlmtune.models.lora import inject_lora
+from vlmtune.models.neftune import EmbeddingNoise
 from vlmtune.models.quantization import quantization_config
-from vlmtune.models.tuning import part_of, plan_parts, tunable_modules
+from vlmtune.models.tuning import part_of, plan_parts, tunable_parameters
+from vlmtune.models.vision_features import ready_images
 from vlmtune.ops import linear_cross_entropy
 from vlmtune.registry import MODELS
 from vlmtune.structures import IGNORE_INDEX
+from vlmtune.utils.device import find_device
 from vlmtune.utils.errors import CheckpointError, ConfigError
+from vlmtune.utils.imports import import_name
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +56,13 @@ class SupervisedFinetune(nn.Module):
         lora: settings that all parts in mode lora share (r, alpha, dropout, use_dora, use_rslora, target_modules).
         quantization: None, 'nf4' or 'int8' for the frozen linear layers of the language model.
         dtype: 'bfloat16' or 'float32'.
-        gradient_checkpointing: recompute activations in the backward pass.
-        attn_implementation: as transformers calls it: 'sdpa', 'flash_attention_2', 'eager'.
+        gradient_checkpointing: recompute activations in the backward pass; a part's own setting comes first.
+        attn_implementation: 'sdpa' (packed rows sample by sample), 'varlen' (torch's, GPU only), or transformers' own
+            'eager', 'flash_attention_2', 'flash_attention_3', 'flex_attention'.
+        neftune_noise_alpha: noise on the input embeddings while training, see ``models/neftune.py``; None: none.
+        liger_kernel: use Liger's kernels (GPU only).
         vocab_size: tokens of a tokenizer that got new ones; the embeddings grow to at least as many, and must train.
-        device: where quantised weights are made.
+        device: where quantised weights are made. 'meta' makes a model of sizes without weights, quantised ones plain.
 
     Raises:
         ConfigError: the settings contradict each other.
@@ -68,26 +79,43 @@ class SupervisedFinetune(nn.Module):
         dtype: str = 'bfloat16',
         gradient_checkpointing: bool = False,
         attn_implementation: str = 'sdpa',
+        neftune_noise_alpha: float | None = None,
+        liger_kernel: bool = False,
         vocab_size: int | None = None,
         device: str = 'cpu',
     ) -> None:
         super().__init__()
         self.dtype = parse_dtype(dtype)
         self.quantization = quantization
-        self.check(pretrained_model_name_or_path, tune=tune, lora=lora, quantization=quantization, dtype=dtype)
+        self.check(
+            pretrained_model_name_or_path,
+            tune=tune,
+            lora=lora,
+            quantization=quantization,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            liger_kernel=liger_kernel,
+            device=device,
+        )
         self.model, self.family = load_model(
             pretrained_model_name_or_path,
             dtype=self.dtype,
             quantization=quantization,
-            attn_implementation=attn_implementation,
+            attn_implementation=transformers_name(attn_implementation),
             device=device,
         )
+        apply_attention(self.model, attn_implementation, family=self.family)
+        self._make_masks = None if self.family.masks is None else import_name(self.family.masks)
         tied = self.model.get_output_embeddings().weight is self.model.get_input_embeddings().weight
         self.plans = plan_parts(tune, family=self.family, lora=lora, tied=tied)
         self._grow_embeddings(vocab_size)
         self._apply_plans()
-        if gradient_checkpointing:
-            self.model.activation_checkpointing_enable({'use_reentrant': False})
+        self.plans = apply_checkpointing(self.model, self.plans, family=self.family, default=gradient_checkpointing)
+        self._noise: EmbeddingNoise | None = None
+        if neftune_noise_alpha:
+            self._noise = EmbeddingNoise(self.model.get_input_embeddings(), alpha=neftune_noise_alpha)
+        if liger_kernel:
+            apply_liger(self.model)
 
     @staticmethod
     def check(
@@ -97,6 +125,9 @@ class SupervisedFinetune(nn.Module):
         lora: Mapping[str, Any] | None = None,
         quantization: str | None = None,
         dtype: str = 'bfloat16',
+        attn_implementation: str = 'sdpa',
+        liger_kernel: bool = False,
+        device: str | None = None,
         **_: Any,
     ) -> None:
         """Tell whether these settings can be right, from the checkpoint's config.json alone.
@@ -108,6 +139,10 @@ class SupervisedFinetune(nn.Module):
         family = read_family(pretrained_model_name_or_path)
         plans = plan_parts(tune, family=family, lora=lora)
         quantization_config(quantization, family=family, dtype=parse_dtype(dtype))
+        device = str(find_device()) if device is None else device
+        check_attention(attn_implementation, device=device)
+        if liger_kernel:
+            check_liger(device=device)
         if quantization is not None and plans['llm'].mode == 'full':
             raise ConfigError(
                 f"quantization={quantization!r} needs a frozen llm; set tune llm='lora' or quantization=None"
@@ -124,22 +159,25 @@ class SupervisedFinetune(nn.Module):
         if vocab_size <= have:
             return
         logger.info('embeddings grow from %d to %d tokens', have, vocab_size)
-        self.model.resize_token_embeddings(vocab_size)
+        has_values = not self.model.get_input_embeddings().weight.is_meta
+        self.model.resize_token_embeddings(vocab_size, mean_resizing=has_values)
 
     def _apply_plans(self) -> None:
         self.model.requires_grad_(False)
         self.lora_config = inject_lora(self.model, self.plans, family=self.family)
         for part, plan in self.plans.items():
             if plan.mode == 'full':
-                for _, module in tunable_modules(self.model, part, family=self.family):
-                    for parameter in module.parameters(recurse=False):
-                        parameter.requires_grad_(True)
+                for parameter in tunable_parameters(self.model, part, family=self.family):
+                    parameter.requires_grad_(True)
         for module in self.model.modules():  # a frozen bf16 layer norm cannot take the float32 of a trained layer (CPU)
             for parameter in module.parameters(recurse=False):
                 if parameter.requires_grad or isinstance(module, nn.LayerNorm):
                     parameter.data = parameter.data.float()
-        vision = [p for n, p in self.named_trainable().items() if self.part_of(n) in ('vision_encoder', 'projector')]
-        self._trainable_vision = vision
+        self._trainable_vision = [  # with the parameters beside the language model that only images use
+            parameter
+            for name, parameter in self.named_trainable().items()
+            if self.part_of(name) in ('vision_encoder', 'projector') or name in self.family.llm
+        ]
         if self.family.casts_images:
             self.model.get_input_embeddings().register_forward_hook(self._to_model_dtype)
 
@@ -192,6 +230,28 @@ class SupervisedFinetune(nn.Module):
 
     # ---- forward
 
+    def model_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What the transformers model takes: a batch without its labels, and what keeps the samples of a row apart."""
+        inputs: dict[str, Any] = {name: tensor for name, tensor in batch.items() if name != 'labels'}
+        if 'image_features' in inputs:
+            features = inputs.pop('image_features')
+            inputs['mm_encoder_outputs'] = ready_images(self.model, features, family=self.family)
+        if self._make_masks is not None:
+            given = {name: inputs.get(name) for name in ('position_ids', 'token_type_ids', 'attention_mask')}
+            inputs['attention_mask'] = self._make_masks(self.model.config, dtype=self.dtype, **given)
+        elif 'attention_mask' not in inputs and 'position_ids' in inputs:
+            inputs |= attention_inputs(self.model, position_ids=inputs['position_ids'])
+        return inputs
+
+    def _autocast(self, tensor: Tensor) -> torch.autocast:
+        return torch.autocast(tensor.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def hidden_states(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """What the head reads, float[B, L, H]; ``batch`` as for ``forward``."""
+        noise = nullcontext() if self._noise is None else self._noise.during(batch)
+        with self._autocast(batch['input_ids']), noise:
+            return self.model.base_model(**self.model_inputs(batch), use_cache=False)[0]
+
     def forward(self, labels: Tensor, **inputs: Tensor) -> Tensor:
         """The sum of the cross entropies over the supervised positions.
 
@@ -202,34 +262,29 @@ class SupervisedFinetune(nn.Module):
         Returns:
             float32 scalar; divide by the supervised tokens of the whole optimizer step.
         """
-        device = labels.device.type
-        with torch.autocast(device, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            hidden = self.model.base_model(**inputs, use_cache=False)[0]
-            targets = labels[:, 1:]
-            keep = targets != IGNORE_INDEX
-            head = self.model.get_output_embeddings()
+        hidden = self.hidden_states(inputs)
+        targets = labels[:, 1:]
+        keep = targets != IGNORE_INDEX
+        head = self.model.get_output_embeddings()
+        with self._autocast(labels):
             loss = linear_cross_entropy(
                 hidden[:, :-1][keep],
                 weight=head.weight,
                 bias=head.bias,
                 targets=targets[keep],
-                transform=logit_transform(self.model.config.get_text_config()),
+                **logit_settings(self.model.config.get_text_config()),
             )
-        if 'pixel_values' not in inputs and self._trainable_vision:
+        if not {'pixel_values', 'image_features'} & set(inputs) and self._trainable_vision:
             # Every rank must give every trainable weight a gradient, also for a batch without images.
             loss = loss + 0.0 * torch.stack([p.sum() for p in self._trainable_vision]).sum()
         return loss
 
 
-def logit_transform(text_config: Any) -> Callable[[Tensor], Tensor] | None:
-    """What the family does to its logits: Granite divides, Gemma 2 caps softly; None for the others."""
+def logit_settings(text_config: Any) -> dict[str, Any]:
+    """What the family does to its logits, for ``linear_cross_entropy``: Granite divides, Gemma 2 caps softly."""
     scale = getattr(text_config, 'logits_scaling', None)
     cap = getattr(text_config, 'final_logit_softcapping', None)
-    if scale is not None and scale != 1:
-        return lambda logits: logits / scale
-    if cap is not None:
-        return lambda logits: cap * torch.tanh(logits / cap)
-    return None
+    return dict(scale=1 / scale) if scale else dict(softcap=cap) if cap else {}
 
 
 def _logical_size(parameter: nn.Parameter) -> int:

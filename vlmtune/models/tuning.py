@@ -40,16 +40,18 @@ class LoraSettings:
 
 
 _LORA_NAMES = tuple(f.name for f in fields(LoraSettings))
+CHECKPOINTED_PARTS: tuple[PartName, ...] = ('vision_encoder', 'llm')  # those that are stacks of layers
 
 
 @dataclass(frozen=True)
 class PartPlan:
-    """What happens to one part. ``lr`` None means the optimizer's own."""
+    """What happens to one part. ``lr`` None means the optimizer's own, ``gradient_checkpointing`` None the model's."""
 
     part: PartName
     mode: Mode
     lr: float | None = None
     lora: LoraSettings = field(default_factory=LoraSettings)
+    gradient_checkpointing: bool | None = None
 
 
 def _unknown(what: str, names: list[str], valid: tuple[str, ...]) -> ConfigError:
@@ -76,11 +78,17 @@ def lora_settings(settings: Mapping[str, Any] | None, *, base: LoraSettings | No
 def _plan_part(part: PartName, setting: str | Mapping[str, Any], lora: LoraSettings) -> PartPlan:
     options: dict[str, Any] = dict(setting) if isinstance(setting, Mapping) else {'mode': setting}
     mode, lr = options.pop('mode', None), options.pop('lr', None)
+    checkpointing = options.pop('gradient_checkpointing', None)
+    if checkpointing not in (None, True, False) or (checkpointing is not None and part not in CHECKPOINTED_PARTS):
+        raise ConfigError(
+            f'tune.{part}: gradient_checkpointing={checkpointing!r}; expected True or False, '
+            f'for {" and ".join(CHECKPOINTED_PARTS)} only'
+        )
     if mode not in get_args(Mode):
         raise ConfigError(f'tune.{part}: {mode!r} is not one of {", ".join(get_args(Mode))}')
     if mode != 'lora' and options:
         raise ConfigError(f'tune.{part}: {", ".join(options)} only apply to mode lora, not to {mode}')
-    return PartPlan(part, mode, lr, lora_settings(options, base=lora))
+    return PartPlan(part, mode, lr, lora_settings(options, base=lora), checkpointing)
 
 
 def plan_parts(
@@ -159,6 +167,14 @@ def _never_used(model: PreTrainedModel, *, family: Family) -> tuple[str, ...]:
     last = max(state % (count + 1) for state in ([wanted] if isinstance(wanted, int) else wanted))
     behind = ('post_layernorm', 'head') if last == count else ('post_layernorm', 'head', 'layernorm')
     return (*(f'{layers}.{i}' for i in range(last, count)), *(f'{tower}.{name}' for name in behind))
+
+
+def tunable_parameters(model: PreTrainedModel, part: PartName, *, family: Family) -> Iterator[nn.Parameter]:
+    """Parameters of a part that take part in the computation, those outside of its modules as well."""
+    for _, module in tunable_modules(model, part, family=family):
+        yield from module.parameters(recurse=False)
+    own = dict(model.named_parameters())
+    yield from (own[path] for path in family.part_paths(part) if path in own)
 
 
 def tunable_modules(model: PreTrainedModel, part: PartName, *, family: Family) -> Iterator[tuple[str, nn.Module]]:
