@@ -1,5 +1,5 @@
 # vlmtune train qwen2_5_vl_7b_qlora  (one GPU with 24 GB)
-# Finding things: boxes in JSON, in the pixels of the picture as the model gets it. ShareGPT rows.
+# Finding things: <bbox> marks in the answers become boxes as the model knows them. ShareGPT rows with `objects`.
 from mmengine.config import read_base
 
 with read_base():
@@ -24,7 +24,7 @@ data_path = data_root + '/train.json'
 image_folder = data_root + '/images'
 max_length = 6144  # tokens, image tokens included
 pack_to_max_length = True
-max_pixels = 1600 * 28 * 28  # boxes must be scaled by the same limit
+max_pixels = 1600 * 28 * 28  # boxes are scaled with the image
 
 # Tuning
 tune = dict(vision_encoder='frozen', projector='lora', llm='lora')
@@ -82,7 +82,7 @@ model = dict(
 train_dataset = dict(
     type=SupervisedDataset,
     rows=dict(type=load_rows, path=data_path),
-    dataset_map_fn=dict(type=sharegpt_map_fn),
+    dataset_map_fn=dict(type=sharegpt_map_fn, boxes='pixel'),  # what the rows count; or 'unit', 'thousand'
     template_map_fn=dict(type=chat_template_map_fn),
     image_folder=image_folder,
     max_length=max_length,

@@ -14,7 +14,8 @@ from vlmtune.data import Processor
 from vlmtune.structures import Conversation, ImagePart, ImageRef, ImageSize, Message, TextPart
 
 IMAGE = object()
-BUILDABLE = ('llava', 'idefics3')  # the others' constructors ask for a video processor, and that for torchvision
+# The others' constructors ask for a video processor, and that for torchvision.
+BUILDABLE = ('llava', 'llava_next', 'idefics3', 'gemma3', 'paligemma')
 
 
 @pytest.fixture(scope='session')
@@ -90,11 +91,33 @@ def _family_processor(mine: Processor) -> Any:
 
 
 @pytest.fixture(scope='session')
-def theirs() -> Callable[..., list[int]]:
-    """Token ids as transformers' own processor makes them, from real pixels and with the same chat template."""
+def their_processor() -> Callable[[Processor], Any]:
+    """``their_processor(mine)``: transformers' processor of the same model; made once."""
     known: dict[str, Any] = {}
 
+    def find(mine: Processor) -> Any:
+        if mine.source not in known:
+            known[mine.source] = _family_processor(mine)
+        return known[mine.source]
+
+    return find
+
+
+def _paligemma_ids(processor: Any, conversation: Conversation, images: list[Image.Image]) -> list[int]:
+    """It takes a question and an answer instead of a rendered conversation, and never a question without an image."""
+    question, *answer = (message.text for message in conversation.messages)
+    text = ['<image>' * len(images) + question]
+    return processor(images=[images], text=text, suffix=answer or None)['input_ids'][0]
+
+
+@pytest.fixture(scope='session')
+def theirs(their_processor) -> Callable[..., list[int]]:
+    """Token ids as transformers' own processor makes them, from real pixels and with the same chat template."""
+
     def ids(mine: Processor, conversation: Conversation, sizes: list[ImageSize], **render: Any) -> list[int]:
+        images = [Image.radial_gradient('L').resize((size.width, size.height)).convert('RGB') for size in sizes]
+        if mine.family.model_type == 'paligemma':
+            return _paligemma_ids(their_processor(mine), conversation, images)
         text = AutoTokenizer.from_pretrained(mine.source).apply_chat_template(
             as_messages(conversation, as_parts=mine.family.has_vision),
             tokenize=False,
@@ -103,16 +126,15 @@ def theirs() -> Callable[..., list[int]]:
         )
         if not mine.family.has_vision:
             return mine.tokenizer(text, add_special_tokens=False)['input_ids']
-        if mine.source not in known:
-            known[mine.source] = _family_processor(mine)
-        processor = known[mine.source]
-        images = [Image.radial_gradient('L').resize((size.width, size.height)).convert('RGB') for size in sizes]
+        processor = their_processor(mine)
+        by_sample = [images] if mine.family.model_type in ('gemma3', 'llava_onevision') else images
         if mine.family.model_type in BUILDABLE:
             adds_bos = not text.startswith(mine.tokenizer.bos_token)  # as its apply_chat_template decides
-            return processor(images=images or None, text=[text], add_special_tokens=adds_bos)['input_ids'][0]
+            shown = by_sample if images else None
+            return processor(images=shown, text=[text], add_special_tokens=adds_bos)['input_ids'][0]
         if images:
             options = dict(getattr(type(processor), 'images_kwargs', {}))
-            _, expansions = processor._process_images(images, **options, return_tensors='pt')
+            _, expansions = processor._process_images(by_sample, **options, return_tensors='pt')
             around = text.split(processor.image_token)
             text = around[0] + ''.join(e + after for e, after in zip(expansions, around[1:], strict=True))
         return processor.tokenizer(text)['input_ids']

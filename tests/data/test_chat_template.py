@@ -6,7 +6,7 @@ import pytest
 
 from vlmtune.data import chat_template_map_fn, plain_text_map_fn
 from vlmtune.structures import IGNORE_INDEX
-from vlmtune.utils.errors import DataError
+from vlmtune.utils.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -38,17 +38,32 @@ def learn(processor, talk):
         ('all_turns', (False,), 'BC'),
         ('last_turn', (True, None, False), 'A'),
         ('first_turn', (None, True), 'AB'),
+        ('none', (None, True), 'B'),
     ],
 )
 def test_rules_and_flags(rule, flags, expected, learn):
     assert learn(rule, *flags) == expected
 
 
-def test_mistakes(learn):
+def test_nothing_to_learn(learn):
     with pytest.raises(DataError, match='has no assistant turn to learn'):
         learn('all_turns', False, False, False)
-    with pytest.raises(DataError, match="loss='every_turn' is unknown; expected one of"):
+    with pytest.raises(DataError, match='has no assistant turn to learn'):
+        learn('none')
+
+
+def test_an_unknown_rule_is_no_mistake_of_the_row(learn):
+    """Or ``on_bad_sample='skip'`` would skip every row of the data set."""
+    with pytest.raises(ConfigError, match="loss='every_turn' is unknown; expected one of all_turns, last_turn"):
         learn('every_turn')
+
+
+def test_users_and_systems_are_never_learned(processor, talk):
+    mine = processor('qwen2')
+    whole = talk(('system', 'S'), ('user', 'a?'), ('assistant', 'A'))
+    flagged = replace(whole, messages=tuple(replace(message, loss=True) for message in whole.messages))
+    sample = chat_template_map_fn(flagged, processor=mine, image_sizes=(), loss='none')
+    assert mine.tokenizer.decode(sample.labels[sample.labels != IGNORE_INDEX]) == 'A<|im_end|>'
 
 
 def test_plain_text_is_learned_to_its_end(processor, talk):

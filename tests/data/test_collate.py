@@ -64,6 +64,23 @@ def test_images_are_joined_in_order_along_the_familys_axis(pack):
     assert batch['pixel_attention_mask'].shape == (1, 3, 4, 4)
 
 
+@pytest.mark.parametrize('pack', [True, False])
+def test_images_of_fewer_tiles_are_filled_up(pack):
+    first, second = torch.ones(2, 3, 3, 4, 4), torch.ones(1, 5, 3, 4, 4)
+    sizes = [torch.tensor([[30, 40], [50, 60]]), torch.tensor([[70, 80]])]
+    samples = sample(3, pixel_values=first, image_sizes=sizes[0]), sample(4, pixel_values=second, image_sizes=sizes[1])
+    batch = collate(*samples, family='llava_next', pack=pack)
+    assert batch['pixel_values'].shape == (3, 5, 3, 4, 4)
+    assert batch['pixel_values'].flatten(2).any(dim=-1).tolist() == [[True] * 3 + [False] * 2] * 2 + [[True] * 5]
+    assert torch.equal(batch['image_sizes'], torch.cat(sizes))
+
+
+def test_token_types_go_with_their_tokens():
+    samples = sample(3, token_type_ids=torch.tensor([0, 1, 1])), sample(2, token_type_ids=torch.tensor([1, 0]))
+    assert collate(*samples, family='gemma3', pack=True)['token_type_ids'].tolist() == [[0, 1, 1, 1, 0]]
+    assert collate(*samples, family='gemma3', pack=False)['token_type_ids'].tolist() == [[0, 1, 1], [1, 0, 0]]
+
+
 def test_a_batch_without_images_has_no_image_inputs():
     assert 'pixel_values' not in collate(sample(3), sample(2), family='llava')
 

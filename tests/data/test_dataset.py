@@ -1,6 +1,8 @@
 """Rows become samples before the first step; what cannot be used is named, dropped or skipped, as the settings say."""
 
 import json
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -27,16 +29,15 @@ def build(processor, images, tmp_path):
 
     def run(*rows, model='llava', **settings):
         path = tmp_path / 'train.jsonl'
-        path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+        if rows:
+            path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
         mine = processor(model, prompt_template='vicuna' if model == 'llava' else None)
-        return SupervisedDataset(
-            dict(type=load_rows, path=str(path)),
-            processor=mine,
+        defaults = dict(
+            rows=dict(type=load_rows, path=str(path)),
             dataset_map_fn=dict(type=llava_map_fn),
             template_map_fn=dict(type=chat_template_map_fn),
-            image_folder=str(images),
-            **settings,
         )
+        return SupervisedDataset(processor=mine, image_folder=str(images), **{**defaults, **settings})
 
     return run
 
@@ -71,7 +72,7 @@ def test_lengths_are_those_of_the_samples(build):
 
 def test_long_samples_are_dropped_and_counted(build, caplog):
     dataset = build(GOOD, LONG, GOOD, max_length=64)
-    assert (len(dataset), dataset.dropped) == (2, 1)
+    assert (len(dataset), len(dataset.overlong_samples)) == (2, 1)
     assert '1 of 3 samples are longer than 64 tokens and were dropped' in caplog.text
 
 
@@ -86,6 +87,7 @@ def test_long_samples_lose_their_last_turns_and_the_images_in_them(build):
     assert len(sample) <= 64
     assert [str(image) for image in sample.images] == ['0.png']
     assert len(sample.image_sizes) == 1
+    assert (dataset.truncated, dataset.overlong_samples) == (1, [])
     text = dataset.processor.tokenizer.decode(sample.input_ids)
     assert text.endswith('ASSISTANT: A square.</s>')
     assert 'Hello' in text
@@ -96,7 +98,7 @@ def test_long_samples_lose_their_last_turns_and_the_images_in_them(build):
 
 def test_a_first_turn_that_is_too_long_is_dropped_whole(build):
     dataset = build(GOOD, row('x ' * 200, 'y', 'z', 'w'), max_length=64, overlong='truncate_turns')
-    assert (len(dataset), dataset.dropped) == (1, 1)
+    assert (len(dataset), len(dataset.overlong_samples)) == (1, 1)
 
 
 def test_turns_are_not_cut_down_to_what_is_not_learned(processor, images):
@@ -120,7 +122,7 @@ def test_turns_are_not_cut_down_to_what_is_not_learned(processor, images):
 
     with pytest.raises(DataError, match=r'none of 1 rows can be used \(1 are longer than 64 tokens\)'):
         build(whole)
-    assert build(whole, row('Hi', 'Hello', 'And?', 'no')).dropped == 1
+    assert build(whole, row('Hi', 'Hello', 'And?', 'no')).overlong_samples[0].kind == 'overlong'
 
 
 # ---- bad rows
@@ -166,7 +168,10 @@ def test_nothing_left(build):
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
-        (dict(overlong='truncate'), "overlong='truncate' is unknown; expected one of drop, truncate_turns, error"),
+        (
+            dict(overlong='truncate'),
+            "overlong='truncate' is unknown; expected one of drop, truncate_turns, split, error",
+        ),
         (dict(on_bad_sample='ignore'), "on_bad_sample='ignore' is unknown; expected one of error, skip"),
     ],
 )
@@ -179,6 +184,104 @@ def test_an_image_folder_that_is_not_there(build, images, tmp_path):
     images.rename(tmp_path / 'elsewhere')
     with pytest.raises(DataError, match=r'image_folder .*images does not exist'):
         build(GOOD)
+
+
+@pytest.mark.parametrize('broken', ['{"conversations": [', '[1, 2]', '"text"', '{"a": "\\ud8"}'])
+def test_a_broken_line_is_a_bad_row(broken, build, tmp_path):
+    build(GOOD)  # writes the file
+    path = tmp_path / 'train.jsonl'
+    path.write_text('\n'.join([json.dumps(GOOD), '', broken, json.dumps(GOOD)]))
+    again = partial(build, rows=dict(type=load_rows, path=str(path)))
+    with pytest.raises(DataError, match=r'^sample 1 \(train.jsonl:3\): .*/train.jsonl:3: '):
+        again()
+    dataset = again(on_bad_sample='skip', bad_sample_budget=0.5)
+    assert len(dataset) == 2
+    assert [(bad.index, bad.where, bad.error) for bad in dataset.bad_samples] == [
+        (1, 'train.jsonl:3', 'unreadable_row')
+    ]
+    assert [dataset.row_of(i) for i in range(2)] == [0, 2]
+    assert dataset.where(1) == 'train.jsonl:4'
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_what_could_not_be_used_is_written_down(build, tmp_path):
+    path = tmp_path / 'new' / 'bad_samples.jsonl'
+    settings = dict(on_bad_sample='skip', max_length=64, bad_samples_file=str(path))
+    build(GOOD, LONG, BAD, GOOD, row('What?'), bad_sample_budget=0.4, **settings)
+    long, missing, empty = lines_of(path)
+    assert (long['index'], long['where'], long['kind']) == (1, 'train.jsonl:2', 'overlong')
+    assert long['images'] == ['0.png', '1.png']
+    assert long['reason'].endswith('tokens, max_length is 64')
+    assert (missing['index'], missing['kind'], missing['error']) == (2, 'bad', 'missing_image')
+    assert missing['images'] == ['gone.png']
+    assert (empty['index'], empty['kind'], empty['images']) == (4, 'bad', [])
+    with pytest.raises(DataError, match='more than bad_sample_budget'):
+        build(GOOD, BAD, **settings)
+    assert [line['index'] for line in lines_of(path)] == [1], 'written before the run stops'
+    build(GOOD, **settings)
+    assert path.read_text() == '', 'fresh'
+
+
+def test_processes_make_no_difference(processor, tmp_path):
+    """The same table, byte for byte, and the same list of bad rows."""
+    rows = [row(f'What is {i}?', f'It is {i * i}.') if i % 100 else row('What?') for i in range(1300)]
+
+    def build(workers):
+        return SupervisedDataset(
+            rows,
+            processor=processor('qwen2'),
+            dataset_map_fn=llava_map_fn,
+            template_map_fn=chat_template_map_fn,
+            on_bad_sample='skip',
+            planning_workers=workers,
+        )
+
+    serial, parallel = build(0), build(3)
+    assert serial.samples.path.read_bytes() == parallel.samples.path.read_bytes()
+    assert serial.bad_samples == parallel.bad_samples
+    assert [bad.index for bad in serial.bad_samples] == list(range(0, 1300, 100))
+    assert parallel.lengths.tolist() == [len(sample) for sample in parallel.samples]
+    with pytest.raises(DataError, match=r'sample 0 \(rows\[0\]\): has no answer'):
+        SupervisedDataset(
+            rows,
+            processor=processor('qwen2'),
+            dataset_map_fn=llava_map_fn,
+            template_map_fn=chat_template_map_fn,
+            planning_workers=3,
+        )
+
+
+def test_a_mistake_in_a_users_function_names_the_row(processor):
+    def fail(value):
+        return {}[value['id']]
+
+    with pytest.raises(KeyError) as error:
+        SupervisedDataset(
+            [dict(id=3)], processor=processor('qwen2'), dataset_map_fn=fail, template_map_fn=chat_template_map_fn
+        )
+    assert error.value.__notes__ == ['while planning sample 0 (rows[0])']
+
+
+def shifted(conversation, *, processor, image_sizes):
+    sample = chat_template_map_fn(conversation, processor=processor, image_sizes=image_sizes)
+    return replace(sample, labels=np.roll(sample.labels, -1))
+
+
+def test_labels_that_a_table_cannot_hold(build):
+    with pytest.raises(ConfigError, match='labels must be the tokens themselves'):
+        build(GOOD, template_map_fn=shifted)
+
+
+def test_counts_of_every_sample(build):
+    dataset = build(GOOD, SEEN, model='qwen2_vl')
+    learned = [int((sample.labels[1:] != IGNORE_INDEX).sum()) for sample in dataset.samples]
+    assert dataset.supervised.tolist() == learned
+    assert dataset.patches.tolist() == [sample.patches for sample in dataset.samples] == [0, dataset.patches[1]]
+    assert dataset.patches[1] > 0
+    assert dataset.epoch_samples(seed=1, epoch=2).tolist() == [0, 1]
 
 
 # ---- fetching
@@ -228,6 +331,19 @@ def test_a_picture_that_is_broken_behind_its_header_is_blank_and_unlearned(build
     assert set(item['labels'].tolist()) == {IGNORE_INDEX}
     assert 'sample 1 (train.jsonl:2): image cannot be read' in caplog.text
     assert 'nothing of it is learned' in caplog.text
+
+
+def test_a_picture_that_is_broken_behind_its_header_is_written_down_once(build, images, tmp_path):
+    path = tmp_path / 'bad_samples.jsonl'
+    data = (images / '0.png').read_bytes()
+    (images / '0.png').write_bytes(data[:60])
+    dataset = build(BAD, SEEN, on_bad_sample='skip', bad_sample_budget=0.5, bad_samples_file=str(path))
+    for _ in range(2):
+        dataset[0]
+    missing, broken = lines_of(path)
+    assert missing['index'] == 0
+    assert (broken['index'], broken['where'], broken['kind']) == (1, 'train.jsonl:2', 'undecodable')
+    assert broken['images'] == ['0.png']
 
 
 def test_a_picture_that_changed_its_size(build, images):

@@ -1,5 +1,6 @@
 """The loader of one rank: what it yields, and settings that cannot be followed."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -79,6 +80,8 @@ def test_workers_yield_the_same(dataset):
         (dict(batch_size=0), 'batch_size=0 and accumulative_counts=1 must be at least 1'),
         (dict(accumulative_counts=0), 'batch_size=1 and accumulative_counts=0 must be at least 1'),
         (dict(tail='keep'), "tail='keep' is unknown; expected one of fill, drop"),
+        (dict(max_patches=400), 'max_patches=400 is a limit of packs; set pack_to_max_length=True'),
+        (dict(pack_to_max_length=True, max_patches=0), 'max_patches=0: expected a positive integer, or None'),
         (dict(prefetch_factor=4), 'prefetch_factor=4 needs num_workers of at least 1'),
     ],
 )
@@ -90,3 +93,63 @@ def test_mistakes(settings, message, dataset):
 def test_too_little_data_for_one_step(dataset):
     with pytest.raises(DataError, match='13 packs of samples do not make one optimizer step of 14'):
         build(dataset, accumulative_counts=14, tail='drop')
+
+
+# ---- patches, epochs, resuming
+
+
+def test_a_pack_keeps_its_patch_budget(dataset):
+    most = int(dataset.patches.max())
+    assert most > 0
+    sampler = build(dataset, pack_to_max_length=True, max_patches=most).batch_sampler
+    sums = [sum(int(dataset.patches[key.sample]) for key in pack) for pack in sampler]
+    assert max(sums) == most
+    free = build(dataset, pack_to_max_length=True).batch_sampler
+    assert max(sum(int(dataset.patches[key.sample]) for key in pack) for pack in free) > most
+
+
+def test_a_sample_above_the_patch_budget_is_named(dataset):
+    most = int(dataset.patches.max())
+    worst = int(dataset.patches.argmax())
+    with pytest.raises(
+        DataError,
+        match=rf'sample {worst} \(data.json\[{worst}\]\): has {most} vision patches, a pack takes '
+        rf'max_patches={most - 1}; raise it, or let the processor make the images smaller',
+    ):
+        build(dataset, pack_to_max_length=True, max_patches=most - 1)
+
+
+class Unread:
+    """A data set that must not be asked for a sample."""
+
+    def __init__(self, dataset):
+        self.processor, self.max_length = dataset.processor, dataset.max_length
+        self.lengths, self.patches = dataset.lengths, dataset.patches
+
+    def epoch_samples(self, *, seed, epoch):
+        return np.arange(len(self.lengths))
+
+    def __getitem__(self, key):
+        raise AssertionError(f'{key} was read')
+
+
+def test_going_to_a_saved_position_reads_no_sample(dataset):
+    first = build(Unread(dataset), pack_to_max_length=True, accumulative_counts=2).batch_sampler
+    first.start_epoch(2)
+    first.finish_step()
+    second = build(Unread(dataset), pack_to_max_length=True, accumulative_counts=2).batch_sampler
+    second.load_state_dict(first.state_dict())
+    assert second.current_packs() == first.current_packs() != []
+
+
+def test_the_seed_of_the_workers_depends_on_seed_and_epoch_alone(dataset):
+    def seed_of(loader, epoch):
+        loader.batch_sampler.start_epoch(epoch)
+        iter(loader)
+        return loader.generator.initial_seed()
+
+    going_on, resumed = build(dataset), build(dataset)
+    seeds = [seed_of(going_on, epoch) for epoch in (0, 1, 2)]
+    assert len(set(seeds)) == 3
+    assert seed_of(resumed, 2) == seeds[2]
+    assert seed_of(build(dataset, seed=1), 0) != seeds[0]

@@ -1,5 +1,6 @@
 """What an image becomes is counted from its size alone, and equals what the model demands of the real pixels."""
 
+import json
 import random
 
 import pytest
@@ -7,9 +8,10 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
+from vlmtune.data import Processor
 from vlmtune.families import FAMILIES
 from vlmtune.structures import ImageSize
-from vlmtune.utils.errors import DataError
+from vlmtune.utils.errors import ConfigError, DataError
 
 VISION = [name for name, family in FAMILIES.items() if family.has_vision]
 _RNG = random.Random(0)
@@ -20,7 +22,7 @@ SIZES = [
 
 
 def settings(name):
-    return {'prompt_template': 'vicuna'} if name == 'llava' else {}
+    return {'prompt_template': 'vicuna'} if name in ('llava', 'llava_next') else {}
 
 
 def sizes_for(name):
@@ -29,9 +31,8 @@ def sizes_for(name):
 
 def demanded(model, name, features):
     """Rows that the model puts in place of image tokens: it computes them from the pixels."""
-    known = {'image_grid_thw', 'pixel_values', 'pixel_attention_mask'} & set(FAMILIES[name].image_inputs)
     with torch.no_grad():
-        output = model.model.get_image_features(**{key: features[key] for key in known})
+        output = model.model.get_image_features(**{key: features[key] for key in FAMILIES[name].image_inputs})
     pooled = output.pooler_output
     return sum(part.shape[:-1].numel() for part in (pooled if isinstance(pooled, list | tuple) else [pooled]))
 
@@ -54,6 +55,95 @@ def test_counts_are_what_the_model_demands(name, processor, model, talk, image_m
         assert planned == demanded(model(name), name, features), size
 
 
+def patches_of(features, mine):
+    """Patches of the tensors that the vision encoder gets; tiles that only fill up the batch are zero throughout."""
+    pixels = features['pixel_values']
+    if 'image_grid_thw' in features:
+        return len(pixels)
+    tiles = pixels.flatten(0, -4)
+    patch = mine.config.vision_config.patch_size
+    patch = patch if isinstance(patch, int) else patch[0]
+    return int(tiles.flatten(1).any(dim=1).sum()) * (tiles.shape[-1] // patch) * (tiles.shape[-2] // patch)
+
+
+@pytest.mark.parametrize('name', VISION)
+def test_patches_are_what_the_vision_encoder_reads(name, processor, talk, image_mark):
+    mine = processor(name, **settings(name))
+    for pair in zip(sizes_for(name)[::2], sizes_for(name)[1::2], strict=False):
+        shown = talk(('user', *[image_mark] * 2, 'What?'), ('assistant', 'x'))
+        images = [Image.new('RGB', (size.width, size.height), 'teal') for size in pair]
+        features = mine.image_inputs(images)
+        if name == 'llava_onevision':  # the image processor cuts all images, the model reads the first tile of each
+            features['pixel_values'] = features['pixel_values'][:, :1]
+        assert mine.tokenize(shown, image_sizes=pair).patches == patches_of(features, mine), pair
+        alone = talk(('user', image_mark, 'What?'), ('assistant', 'x'))
+        planned = mine.tokenize(alone, image_sizes=pair[:1]).patches
+        assert planned == patches_of(mine.image_inputs(images[:1]), mine), pair
+
+
+@pytest.mark.parametrize('name', [name for name in VISION if name != 'smolvlm'])  # whose processor cannot say it
+def test_counts_are_what_transformers_plans_for_large_images(name, processor, their_processor, talk, image_mark):
+    plan_is_theirs(processor(name, **settings(name)), their_processor, talk(('user', image_mark, 'What?')))
+
+
+def plan_is_theirs(mine, their_processor, shown):
+    """Without pixels: 200 sizes of 20 to 4000 pixels. Some processors count the marks around an image, some do not."""
+    random_ = random.Random(1)
+    sizes = [ImageSize(random_.randint(20, 4000), random_.randint(20, 4000)) for _ in range(200)]
+    planned = their_processor(mine)._get_num_multimodal_tokens(image_sizes=[list(size) for size in sizes])
+    lengths = [len(mine.tokenize(shown, image_sizes=[size])) for size in sizes]
+    around = {length - expected for length, expected in zip(lengths, planned['num_image_tokens'], strict=True)}
+    assert len(around) == 1, around
+    return lengths
+
+
+@pytest.mark.parametrize(
+    ('name', 'tile', 'joint', 'longest'),
+    [
+        ('llava_next', 336, {}, 2928),  # llava-v1.6: four tiles and the whole image, 24 x 24 patches each
+        (
+            'llava_onevision',
+            384,
+            {'num_image_tokens': 729},
+            8700,
+        ),  # up to 36 tiles of 27 x 27, scaled down to about nine
+    ],
+)
+def test_the_tiles_of_real_checkpoints(
+    name, tile, joint, longest, tiny_model, their_processor, talk, image_mark, tmp_path
+):
+    steps = range(1, 3 if name == 'llava_next' else 7)
+    points = [[tile * i, tile * j] for i in steps for j in steps if i * j > 1]
+    changes = {
+        'config.json': {'image_grid_pinpoints': points},
+        'preprocessor_config.json': {
+            'image_grid_pinpoints': points,
+            'size': {'shortest_edge': tile} if name == 'llava_next' else {'height': tile, 'width': tile},
+        },
+        'processor_config.json': joint,
+    }
+    for file in tiny_model(name).iterdir():
+        if file.name in changes:
+            content = json.loads(file.read_text()) | changes[file.name]
+            (tmp_path / file.name).write_text(json.dumps(content))
+        else:
+            (tmp_path / file.name).symlink_to(file)
+    lengths = plan_is_theirs(Processor(str(tmp_path)), their_processor, talk(('user', image_mark, 'What?')))
+    assert 0.9 * longest < max(lengths) < longest + 50
+
+
+def test_crops_beside_the_image(processor, talk, image_mark):
+    mine = processor('gemma3', image_processor={'do_pan_and_scan': True})
+    with pytest.raises(ConfigError, match='do_pan_and_scan=True is not supported; set it to False'):
+        mine.tokenize(talk(('user', image_mark, 'What?')), image_sizes=[ImageSize(30, 30)])
+
+
+def test_resolutions_that_the_model_does_not_know(processor, talk, image_mark):
+    mine = processor('llava_next', image_processor={'image_grid_pinpoints': [[28, 28]]}, **settings('llava_next'))
+    with pytest.raises(ConfigError, match=r'image_grid_pinpoints=\[\[28, 28\]\] differ from those of the model, '):
+        mine.tokenize(talk(('user', image_mark, 'What?')), image_sizes=[ImageSize(30, 30)])
+
+
 @pytest.mark.parametrize('name', VISION)
 def test_the_expansion_is_that_of_transformers(name, processor, theirs, talk, image_mark):
     """Token for token, two images a time."""
@@ -64,9 +154,9 @@ def test_the_expansion_is_that_of_transformers(name, processor, theirs, talk, im
         assert mine.tokenize(shown, image_sizes=pair).input_ids.tolist() == theirs(mine, shown, list(pair)), pair
 
 
-@pytest.mark.parametrize('name', [name for name in VISION if name != 'llava'])
+@pytest.mark.parametrize('name', [name for name in VISION if name not in ('llava', 'gemma3', 'paligemma')])
 def test_sizes_matter(name, processor, talk, image_mark):
-    mine = processor(name)
+    mine = processor(name, **settings(name))
     shown = talk(('user', image_mark, 'What?'), ('assistant', 'x'))
     assert len({len(mine.tokenize(shown, image_sizes=[size])) for size in sizes_for(name)}) > 2
 
@@ -110,8 +200,6 @@ def test_a_changed_limit_reaches_count_and_pixels_alike(name, limit, processor, 
 
 def test_llava_without_a_class_token_or_with_all_patches(tiny_model, tmp_path, talk, image_mark):
     """SigLIP has no class token; 'full' keeps it where there is one."""
-    from vlmtune.data import Processor
-
     shown = talk(('user', image_mark, 'x'), ('assistant', 'y'))
     siglip = {'model_type': 'siglip_vision_model', 'image_size': 42, 'vision_use_head': False}
     for folder, overrides in (

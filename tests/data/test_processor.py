@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 
 from vlmtune.families import FAMILIES
 from vlmtune.structures import IGNORE_INDEX, ImageSize
@@ -15,14 +16,23 @@ TEXT = ['llama', 'qwen2', 'qwen3']
 VISION = [name for name in list_tiny_models() if name in FAMILIES and name not in TEXT]
 ALL = [*TEXT, *VISION]
 SIZES = [ImageSize(60, 90), ImageSize(100, 40), ImageSize(31, 28)]
-END = {'llama': '<|eot_id|>', 'llava': '</s>', 'smolvlm': '<end_of_utterance>', 'idefics3': '<end_of_utterance>'}
+END = {
+    'llama': '<|eot_id|>',
+    'llava': '</s>',
+    'llava_next': '</s>',
+    'smolvlm': '<end_of_utterance>',
+    'idefics3': '<end_of_utterance>',
+    'gemma3': '<end_of_turn>',
+    'paligemma': '<eos>',
+}
+MANY_TURNS = [name for name in ALL if name != 'paligemma']  # it takes one question
 
 
 @pytest.fixture
 def make(processor):
     """LLaVA's own template never ends an answer."""
     return lambda name, **settings: processor(
-        name, **({'prompt_template': 'vicuna'} if name == 'llava' else {}), **settings
+        name, **({'prompt_template': 'vicuna'} if name in ('llava', 'llava_next') else {}), **settings
     )
 
 
@@ -61,7 +71,7 @@ def conversation(talk, image_mark):
 # ---- token for token
 
 
-@pytest.mark.parametrize('name', ALL)
+@pytest.mark.parametrize('name', MANY_TURNS)
 def test_tokens_are_those_of_transformers(name, make, conversation, theirs):
     mine = make(name)
     whole = conversation(name in VISION)
@@ -83,10 +93,45 @@ def test_prompts_are_those_of_transformers(name, processor, talk, image_mark, th
     assert set(sample.labels.tolist()) == {IGNORE_INDEX}
 
 
-@pytest.mark.parametrize('name', VISION)
+@pytest.mark.parametrize('name', [name for name in VISION if name in MANY_TURNS])  # PaliGemma's wants an image
 def test_text_only_in_an_image_family(name, make, talk, theirs):
     mine, asked = make(name), talk(('user', 'What is 2 plus 3?'), ('assistant', '5'))
     assert mine.tokenize(asked).input_ids.tolist() == theirs(mine, asked, [])
+
+
+@pytest.mark.parametrize('name', ['gemma3', 'llava_onevision'])
+def test_newlines_around_an_image_merge_as_in_transformers(name, make, talk, image_mark, theirs):
+    """Gemma's mark of an image begins and ends with newlines, which are one token with those of the text."""
+    for before, after in (('a\n', '\nb'), ('Look:\n\n', '\n\n\nWhat?'), ('?', '?'), ('\n', '\n')):
+        mine, shown = make(name), talk(('user', before, image_mark, after, image_mark), ('assistant', '\nred'))
+        assert mine.tokenize(shown, image_sizes=SIZES[:2]).input_ids.tolist() == theirs(mine, shown, SIZES[:2])
+
+
+def test_paligemma_takes_one_question(make, talk, image_mark, theirs):
+    mine = make('paligemma')
+    shown = talk(('user', image_mark, image_mark, 'detect cat\n'), ('assistant', '<loc0001><loc0020> cat <seg001>'))
+    sample = mine.tokenize(shown, image_sizes=SIZES[:2])
+    assert sample.input_ids.tolist() == theirs(mine, shown, SIZES[:2])
+    assert learned(mine, sample) == ['<loc0001><loc0020> cat <seg001><eos>']
+    assert set(mine.tokenizer.convert_tokens_to_ids(['<loc0001>', '<loc0020>', '<seg001>'])) < set(sample.input_ids)
+    text_only = mine.tokenize(talk(('system', 'Be brief.'), ('user', 'What?'), ('assistant', 'Yes')))
+    assert mine.tokenizer.decode(text_only.input_ids) == '<bos>Be brief.\nWhat?\nYes<eos>'
+    with pytest.raises(DataError, match='takes one question and one answer; make a row of each turn'):
+        mine.tokenize(talk(('user', 'x'), ('assistant', 'y'), ('user', 'z'), ('assistant', 'w')))
+
+
+def test_token_types(make, talk, image_mark):
+    shown = talk(('user', image_mark, 'What?'), ('assistant', 'red'))
+    for name in ('gemma3', 'paligemma', 'llava'):
+        mine = make(name)
+        sample = mine.tokenize(shown, image_sizes=SIZES[:1])
+        ids, labels = torch.from_numpy(sample.input_ids).long(), torch.from_numpy(sample.labels).long()
+        types = mine.token_types(ids, labels)
+        if name == 'llava':
+            assert types == {}
+            continue
+        marked = mine.tokenizer.decode(ids[types['token_type_ids'] == 1])
+        assert marked == ('<image_soft_token>' * 4 if name == 'gemma3' else 'red<eos>')
 
 
 @pytest.mark.parametrize(('name', 'template'), [('llava', 'vicuna'), ('llava', None), ('llama', None)])
@@ -100,20 +145,20 @@ def test_bos_is_written_once(name, template, processor, talk):
 # ---- what is learned
 
 
-@pytest.mark.parametrize('name', ALL)
+@pytest.mark.parametrize('name', MANY_TURNS)
 def test_answers_and_their_ends_are_learned(name, make, conversation):
     mine = make(name)
     whole = conversation(name in VISION)
     sample = mine.tokenize(whole, image_sizes=SIZES[: len(whole.images)])
     end = END.get(name, '<|im_end|>')
     # What stands between the prompt that makes a model answer and the answer, the model has to write itself.
-    before = {'llava': ' ', 'smolvlm': ' ', 'idefics3': ' '}.get(name, '')
+    before = {'llava': ' ', 'llava_next': ' ', 'smolvlm': ' ', 'idefics3': ' '}.get(name, '')
     thought = '<think>\n\n</think>\n\n' if name == 'qwen3' else ''
     expected = [before + 'red and 青い.' + end, before + thought + 'A café,\n\nat 12.50 €' + end]
     assert learned(mine, sample) == expected
 
 
-@pytest.mark.parametrize('name', ALL)
+@pytest.mark.parametrize('name', MANY_TURNS)
 def test_only_the_turns_that_are_named_are_learned(name, make, conversation):
     mine = make(name)
     whole = conversation(name in VISION)

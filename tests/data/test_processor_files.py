@@ -36,7 +36,7 @@ def test_saved_files_reload_equal(name, changed, processor, tmp_path):
     assert type(reloaded) is type(mine.image_processor)
     assert reloaded.to_dict() == mine.image_processor.to_dict()
     expected = mine.image_inputs([PICTURE])['pixel_values']
-    assert (pixels(reloaded, name) == expected).all()
+    assert (pixels(reloaded, name) - expected).abs().max() < 1e-5  # one multiply-add here, two steps in the library
     if changed:
         assert expected.shape != processor(name).image_inputs([PICTURE])['pixel_values'].shape
 

@@ -111,3 +111,42 @@ def test_another_plan_is_refused(change):
         CheckpointError, match=r'the data of this run is not that of the checkpoint \(plan \w+, saved \w+\)'
     ):
         sampler(**change).load_state_dict(state)
+
+
+# ---- what the loop and its hooks ask for
+
+
+@pytest.mark.parametrize('tail', ['fill', 'drop'])
+@pytest.mark.parametrize('rank', [0, 1])
+def test_current_packs_are_those_of_the_step_that_is_learned(rank, tail):
+    """Also while workers are steps ahead: the iterator has run on, the state has not."""
+    one = sampler(accumulative_counts=2, rank=rank, world_size=2, tail=tail)
+    ahead = list(one)
+    seen = []
+    while count := one.next_step():
+        packs = one.current_packs()
+        assert len(packs) == count
+        seen += packs
+        one.finish_step()
+    assert seen == ahead
+    assert one.current_packs() == []
+
+
+def counted_sampler(calls, **kwargs):
+    def plan(*, epoch):
+        calls.append(epoch)
+        return plan_packs(LENGTHS, max_length=100, seed=0, epoch=epoch)
+
+    return PackSampler(plan, **kwargs)
+
+
+def test_counting_the_steps_of_coming_epochs_plans_each_once():
+    calls = []
+    one = counted_sampler(calls)
+    for _ in range(2):
+        assert [one.steps_in_epoch(epoch) for epoch in range(3)] == [one.packs_in_epoch(e) for e in range(3)]
+    steps(one)
+    assert calls == [0, 1, 2]  # the plan of the current epoch stayed
+    one.start_epoch(1)
+    steps(one)
+    assert calls == [0, 1, 2, 1]

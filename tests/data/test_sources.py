@@ -9,7 +9,7 @@ import sys
 import pytest
 from PIL import Image
 
-from vlmtune.data.sources import load_rows, where
+from vlmtune.data.sources import fingerprint, load_rows, where
 from vlmtune.utils.errors import DataError
 
 ROWS = [{'id': 0, 'text': 'a'}, {'id': 'one', 'images': ['x'], 'text': 'é\u2028'}]
@@ -21,7 +21,7 @@ def picture():
     return buffer.getvalue()
 
 
-# ---- read into memory
+# ---- text files
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,51 @@ def test_json(tmp_path, name, text, places):
     assert list(rows) == ROWS
     assert (len(rows), rows[-1], rows[:1]) == (2, ROWS[1], ROWS[:1])
     assert [where(rows, i) for i in range(2)] == places
+
+
+@pytest.mark.parametrize('name', ['a.json', 'a.jsonl'])
+def test_rows_stay_in_their_file(tmp_path, name):
+    texts = [json.dumps({'id': i, 'text': 'x' * i}) for i in range(500)]
+    (tmp_path / name).write_text('\n'.join(texts) if name == 'a.jsonl' else f'[{", ".join(texts)}]')
+    rows = load_rows(tmp_path / name)
+    assert rows[-1]['id'] == 499
+    copied = pickle.dumps(rows)
+    assert len(copied) < 500
+    assert pickle.loads(copied)[7] == {'id': 7, 'text': 'x' * 7}
+    with pytest.raises(IndexError):
+        rows[500]
+    assert fingerprint(rows) == fingerprint(load_rows(tmp_path / name))
+
+
+def test_a_broken_line_spoils_no_other(tmp_path):
+    (tmp_path / 'a.jsonl').write_bytes(b'{"a": 1}\n{"a"\n{"b": "\xff"}\n7\n' + b'[' * 100_000 + b'\n{"a": 2}')
+    rows = load_rows(tmp_path / 'a.jsonl')
+    assert len(rows) == 6
+    assert (rows[0], rows[5]) == ({'a': 1}, {'a': 2})
+    reasons = ['broken JSON at column 5', r'not UTF-8 text \(byte 21', 'a row is of type int', 'JSON nested too deeply']
+    for index, reason in enumerate(reasons, start=1):
+        with pytest.raises(DataError, match=rf'/a\.jsonl:{index + 1}: {reason}') as error:
+            rows[index]
+        assert error.value.kind == 'unreadable_row'
+
+
+def test_a_file_that_is_cut_while_it_is_in_use(tmp_path):
+    (tmp_path / 'a.jsonl').write_text('{"a": 1}\n{"a": 2}\n')
+    rows = load_rows(tmp_path / 'a.jsonl')
+    assert len(rows) == 2
+    (tmp_path / 'a.jsonl').write_text('{')
+    with pytest.raises(DataError, match=r'a\.jsonl:2: broken JSON'):
+        rows[1]
+
+
+def test_fingerprints(tmp_path):
+    (tmp_path / 'a.csv').write_text('a\n1\n')
+    (tmp_path / 'b.csv').write_text('a\n2\n')
+    prints = [fingerprint(load_rows(tmp_path / 'a.csv')), fingerprint(load_rows(tmp_path / 'b.csv'))]
+    prints += [fingerprint([{'a': 1}]), fingerprint([{'a': 2}]), fingerprint([{'a': 1}, {}])]
+    assert len(set(prints)) == len(prints)
+    assert fingerprint([{'a': object()}]) is None
+    assert fingerprint([{'a': 1, 'b': 2}]) == fingerprint([{'b': 2, 'a': 1}])
 
 
 def test_csv_guesses_nothing(tmp_path):
@@ -87,7 +132,7 @@ def test_where_for_a_plain_list():
 def test_a_broken_file_is_named(tmp_path, hf_cache, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message) as error:
-        load_rows(str(tmp_path / name))
+        list(load_rows(str(tmp_path / name)))
     assert str(tmp_path) in str(error.value)
     assert '\n' not in str(error.value)
 
@@ -149,6 +194,7 @@ def check(rows, place):
     assert rows[1]['images'] == [{'bytes': b'broken', 'path': None}], 'decoded'
     assert [row['id'] for row in rows[1:]] == [1, 2]
     assert where(rows, 2) == place
+    assert fingerprint(rows)
     assert pickle.loads(pickle.dumps(rows))[1]['id'] == 1
 
 

@@ -27,17 +27,25 @@ RENDERED = {
         '<|start_header_id|>user<|end_header_id|>\n\nAnd?<|eot_id|>'
         '<|start_header_id|>assistant<|end_header_id|>\n\nNo<|eot_id|>'
     ),
+    'paligemma': 'Be brief.\nHi\nHello<eos>',
 }
 PROMPTS = {
     'vicuna': 'ASSISTANT:',
     'alpaca': '### Response:\n',
     'llama3_chat': '<|start_header_id|>assistant<|end_header_id|>\n\n',
+    'paligemma': 'Hi\n',
 }
+BASES = {'llama3_chat': ('llama', '<|begin_of_text|>'), 'paligemma': ('paligemma', '<bos>')}
+ENDS = {'llama3_chat': '<|eot_id|>', 'paligemma': '<eos>'}
 
 
 def base_of(name):
     """A tiny model whose tokenizer has the control tokens of a template, and the bos that it writes."""
-    return ('llama', '<|begin_of_text|>') if name == 'llama3_chat' else ('qwen2', '')
+    return BASES.get(name, ('qwen2', ''))
+
+
+def turns_of(name):
+    return TALK[:3] if name == 'paligemma' else TALK  # it takes one question
 
 
 def test_all_are_tested():
@@ -48,7 +56,7 @@ def test_all_are_tested():
 def test_what_it_writes(name, processor, talk):
     model, bos = base_of(name)
     mine = processor(model, prompt_template=name)
-    assert mine.renderer.render(talk(*TALK)).text == bos + RENDERED[name]
+    assert mine.renderer.render(talk(*turns_of(name))).text == bos + RENDERED[name]
     asked = mine.renderer.render(talk(*TALK[:2]), add_generation_prompt=True).text
     assert asked.endswith(PROMPTS.get(name, '<|im_start|>assistant\n'))
     assert (bos + RENDERED[name]).startswith(asked)  # what is trained goes on from what is asked
@@ -58,10 +66,10 @@ def test_what_it_writes(name, processor, talk):
 def test_answers_and_ends_are_learned(name, processor, talk):
     model, _ = base_of(name)
     mine = processor(model, prompt_template=name)
-    sample = mine.tokenize(talk(*TALK))
+    sample = mine.tokenize(talk(*turns_of(name)))
     learned = mine.tokenizer.decode(sample.labels[sample.labels != IGNORE_INDEX])
-    end, space = ('<|eot_id|>' if model == 'llama' else '<|im_end|>'), (' ' if name == 'vicuna' else '')
-    assert learned == f'{space}Hello{end}{space}No{end}'
+    end, space = ENDS.get(name, '<|im_end|>'), (' ' if name == 'vicuna' else '')
+    assert learned == ''.join(f'{space}{text}{end}' for role, text in turns_of(name) if role == 'assistant')
 
 
 def test_bos_of_a_tokenizer_that_has_one(processor, talk):

@@ -13,15 +13,22 @@ from vlmtune.data.map_fns import (
     sharegpt_map_fn,
     text_map_fn,
 )
+from vlmtune.data.mixture import MixedDataset
 from vlmtune.data.processor import Processor
+from vlmtune.data.row_streams import stream_rows
 from vlmtune.data.samplers import PackSampler
 from vlmtune.data.sources import load_rows
+from vlmtune.data.stream_sampler import StreamSampler
+from vlmtune.data.streaming import StreamingDataset
 
 __all__ = [
     'Collator',
+    'MixedDataset',
     'PackSampler',
     'Processor',
     'StepDataLoader',
+    'StreamSampler',
+    'StreamingDataset',
     'SupervisedDataset',
     'alpaca_map_fn',
     'build_train_loader',
@@ -32,5 +39,6 @@ __all__ = [
     'openai_map_fn',
     'plain_text_map_fn',
     'sharegpt_map_fn',
+    'stream_rows',
     'text_map_fn',
 ]

@@ -3,7 +3,7 @@
 Letters: B rows, L tokens, P as the family's image processor makes it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -42,15 +42,12 @@ class Collator:
 
         Returns:
             input_ids long[B, L], labels long[B, L], position_ids long[B, L] or long[4, B, L], attention_mask long[B, L]
-            only where rows are padded, and the family's image inputs. Packed: B is 1 and there is no attention_mask,
-            because transformers finds the borders of samples in the positions only when there is none.
+            only where rows are padded, token_type_ids long[B, L] for families that attend by them, and the family's
+            image inputs. Packed: B is 1 and there is no attention_mask, because transformers finds the borders of
+            samples in the positions only when there is none.
         """
         batch = self._join(samples) if self.pack else self._pad(samples)
-        for name in self.family.image_inputs:
-            tensors = [sample[name] for sample in samples if name in sample]
-            if tensors:
-                batch[name] = torch.cat(tensors, dim=self.family.image_dim)
-        return batch
+        return {**batch, **join_images(samples, family=self.family)}
 
     @staticmethod
     def _join(samples: Sequence[LoadedSample]) -> Batch:
@@ -60,22 +57,39 @@ class Collator:
             own[0] = IGNORE_INDEX  # or the last token of the sample before would have to predict it
             labels.append(own)
         positions = torch.cat([sample['position_ids'] for sample in samples], dim=-1)
+        types = [sample['token_type_ids'] for sample in samples if 'token_type_ids' in sample]
         return dict(
             input_ids=torch.cat([sample['input_ids'] for sample in samples])[None],
             labels=torch.cat(labels)[None],
             position_ids=positions.unsqueeze(-2),
+            **({'token_type_ids': torch.cat(types)[None]} if types else {}),
         )
 
     def _pad(self, samples: Sequence[LoadedSample]) -> Batch:
         ids = [sample['input_ids'] for sample in samples]
         longest = max(len(i) for i in ids)
         positions = [_pad_right(sample['position_ids'], longest) for sample in samples]
+        types = [_pad_right(sample['token_type_ids'], longest) for sample in samples if 'token_type_ids' in sample]
         return dict(
             input_ids=pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
             labels=pad_sequence([s['labels'] for s in samples], batch_first=True, padding_value=IGNORE_INDEX),
             attention_mask=pad_sequence([torch.ones_like(i) for i in ids], batch_first=True),
             position_ids=torch.stack(positions, dim=-2),
+            **({'token_type_ids': torch.stack(types)} if types else {}),
         )
+
+
+def join_images(samples: Sequence[Mapping[str, Tensor]], *, family: Family) -> Batch:
+    """The image inputs of several samples, one after the other; tiles of an image are filled up to the most of any."""
+    joined = {}
+    for name in (*family.image_inputs, 'image_features'):  # the latter in place of pixels, from a vision cache
+        tensors = [sample[name] for sample in samples if name in sample]
+        if tensors and name == 'pixel_values' and tensors[0].ndim == 5 and family.image_dim == 0:
+            most = max(tensor.shape[1] for tensor in tensors)  # float[I, tiles, 3, H, W]
+            tensors = [torch.nn.functional.pad(t, (0, 0) * 3 + (0, most - t.shape[1])) for t in tensors]
+        if tensors:
+            joined[name] = torch.cat(tensors, dim=family.image_dim)
+    return joined
 
 
 def _pad_right(positions: Tensor, length: int) -> Tensor:

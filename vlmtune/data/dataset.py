@@ -1,42 +1,36 @@
 """Rows -> samples, all of them before the first step and without decoding a pixel."""
 
+import functools
+import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
+import pyarrow as pa
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
-from vlmtune.data.images import load_image, read_image_size
+from vlmtune.data.cut_samples import CutSamples
+from vlmtune.data.feature_store import FeatureStore
+from vlmtune.data.plan_cache import open_plan
+from vlmtune.data.planning import Overlong, RowPlanner, Rows
 from vlmtune.data.processor import Processor
+from vlmtune.data.sample_loading import blank_images, load_images, to_tensors
+from vlmtune.data.sample_table import BAD, OVERLONG, BadSample, SampleTable, problem_of
 from vlmtune.data.sources import where
-from vlmtune.ops import mrope_positions
 from vlmtune.registry import DATASETS, build_callable
-from vlmtune.structures import IGNORE_INDEX, Conversation, Sample, SampleKey
+from vlmtune.structures import Conversation, Sample, SampleKey
 from vlmtune.utils.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
-Rows: TypeAlias = Sequence[Mapping[str, Any]]
-Overlong: TypeAlias = Literal['drop', 'truncate_turns', 'error']
 OnBadSample: TypeAlias = Literal['error', 'skip']
 
-
-@dataclass(frozen=True)
-class BadSample:
-    """A row that could not be used."""
-
-    index: int
-    where: str
-    reason: str
-
-
-class _TooLong(DataError):
-    """A sample does not fit ``max_length``."""
+__all__ = ['BadSample', 'Overlong', 'Rows', 'SupervisedDataset']
 
 
 @DATASETS.register_module()
@@ -51,13 +45,22 @@ class SupervisedDataset(Dataset):
         image_folder: root of relative image paths; images outside of it are refused.
         max_length: tokens of the longest sample, image tokens included.
         overlong: what becomes of longer samples: 'drop', 'truncate_turns' (last turns go first, an image is never
-            cut), or 'error'.
+            cut), 'split' (plain text, of which every token is learned, makes several samples; others are dropped), or
+            'error'.
         on_bad_sample: 'error' stops at the first bad row, 'skip' leaves it out and counts it. An image that turns out
             to be broken only when it is decoded stops the run, or with 'skip' takes part blank and unlearned.
         bad_sample_budget: with 'skip', the share of rows that may be bad.
+        cache_dir: where the plan is kept for the next run and for other ranks; None plans every time.
+        planning_workers: processes that plan; None takes one per core for many rows, 0 plans in this process.
+        bad_samples_file: a .jsonl file to write what could not be used to, one row a line. Set it on one rank only.
+
+    Attributes:
+        rows, processor, max_length, image_folder, overlong, on_bad_sample: as given.
+        samples: the planned samples, read from a file mapped into memory.
+        features: a frozen vision encoder's features of the images; where it is set, they take the place of pixels.
 
     Raises:
-        ConfigError: an unknown word for ``overlong`` or ``on_bad_sample``.
+        ConfigError: an unknown word for ``overlong`` or ``on_bad_sample``, or a mistake in the settings of the model.
         DataError: a bad row, too many bad rows, or no usable row.
     """
 
@@ -73,6 +76,9 @@ class SupervisedDataset(Dataset):
         overlong: Overlong = 'drop',
         on_bad_sample: OnBadSample = 'error',
         bad_sample_budget: float = 0.01,
+        cache_dir: str | None = None,
+        planning_workers: int | None = None,
+        bad_samples_file: str | None = None,
     ) -> None:
         for name, word, valid in (('overlong', overlong, Overlong), ('on_bad_sample', on_bad_sample, OnBadSample)):
             if word not in get_args(valid):
@@ -84,80 +90,116 @@ class SupervisedDataset(Dataset):
             raise DataError(f'image_folder {self.image_folder.absolute()} does not exist')
         self.max_length = max_length
         self.overlong, self.on_bad_sample = overlong, on_bad_sample
-        self._map_row = build_callable(dataset_map_fn)
-        self._map_template = build_callable(template_map_fn)
-        self.bad_samples: list[BadSample] = []
-        self.dropped = 0
-        self._row_of: list[int] = []  # of every sample
-        self.samples = self._plan_all(bad_sample_budget)
+        self.bad_samples_file = None if bad_samples_file is None else Path(bad_samples_file)
+        planner = RowPlanner(
+            self.rows,
+            processor=processor,
+            map_row=build_callable(dataset_map_fn),
+            map_template=build_callable(template_map_fn),
+            image_folder=self.image_folder,
+            max_length=max_length,
+            overlong=overlong,
+        )
+        table = open_plan(planner, cache_dir=cache_dir, workers=planning_workers, inspect=self._stop_at_problems)
+        self.samples: SampleTable | CutSamples = (
+            CutSamples(table, max_length=max_length) if overlong == 'split' else table
+        )
+        self.features: FeatureStore | None = None
+        self._report(bad_sample_budget)
 
-    # ---- planning
+    # ---- what could not be used
 
-    def _plan_all(self, budget: float) -> list[Sample]:
-        samples = []
-        for index in range(len(self.rows)):
-            try:
-                samples.append(self._plan(index))
-                self._row_of.append(index)
-            except _TooLong as error:
-                if self.overlong == 'error':
-                    raise self._named(index, error) from error
-                self.dropped += 1
-            except DataError as error:
-                if self.on_bad_sample == 'error':
-                    raise self._named(index, error) from error
-                self.bad_samples.append(BadSample(index, where(self.rows, index), str(error)))
-        self._report(samples, budget)
-        return samples
+    @functools.cached_property
+    def bad_samples(self) -> list[BadSample]:
+        """Rows that are broken, in order; kind 'bad'."""
+        return self.samples.problems(BAD)
 
-    def _named(self, index: int, error: DataError) -> DataError:
-        return DataError(f'sample {index} ({where(self.rows, index)}): {error}')
-
-    def _plan(self, index: int) -> Sample:
-        whole: Conversation = self._map_row(self.rows[index])
-        sizes = tuple(read_image_size(image, root=self.image_folder) for image in whole.images)
-        sample: Sample = self._map_template(whole, processor=self.processor, image_sizes=sizes)
-        if len(sample) <= self.max_length:
-            return sample
-        shorter = _without_last_turn(whole) if self.overlong == 'truncate_turns' else None
-        while shorter is not None and _may_learn(shorter):
-            shown = sizes[: len(shorter.images)]
-            shortened: Sample = self._map_template(shorter, processor=self.processor, image_sizes=shown)
-            if len(shortened) <= self.max_length:
-                return shortened
-            shorter = _without_last_turn(shorter)
-        raise _TooLong(f'has {len(sample)} tokens, max_length is {self.max_length}')
-
-    def _report(self, samples: list[Sample], budget: float) -> None:
-        if self.dropped:
-            logger.warning(
-                '%d of %d samples are longer than %d tokens and were dropped',
-                self.dropped,
-                len(self.rows),
-                self.max_length,
-            )
-        if self.bad_samples:
-            first = self.bad_samples[0]
-            logger.warning(
-                '%d of %d samples are bad and were skipped; the first: %s', len(self.bad_samples), len(self.rows), first
-            )
-        if len(self.bad_samples) > budget * len(self.rows):
-            first = self.bad_samples[0]
-            raise DataError(
-                f'{len(self.bad_samples)} of {len(self.rows)} samples are bad, more than bad_sample_budget={budget}; '
-                f'the first is sample {first.index} ({first.where}): {first.reason}'
-            )
-        if not samples:
-            raise DataError(
-                f'none of {len(self.rows)} rows can be used ({self.dropped} are longer than {self.max_length} tokens)'
-            )
-
-    # ---- fetching
+    @functools.cached_property
+    def overlong_samples(self) -> list[BadSample]:
+        """Rows that were dropped because they are too long, in order; kind 'overlong'."""
+        return self.samples.problems(OVERLONG)
 
     @property
+    def truncated(self) -> int:
+        """Samples that lost turns because they were too long."""
+        return int(self.samples.numbers('truncated').sum())
+
+    def _is_error(self, kind: int) -> bool:
+        return (self.on_bad_sample if kind == BAD else self.overlong) == 'error' and kind in (BAD, OVERLONG)
+
+    def _stop_at_problems(self, batch: pa.RecordBatch) -> None:
+        for at, kind in enumerate(batch.column('kind').to_pylist()):
+            if self._is_error(kind):
+                raise _named(problem_of(batch, at))
+
+    def _report(self, budget: float) -> None:
+        problems = sorted([*self.bad_samples, *self.overlong_samples], key=lambda problem: problem.index)
+        if self.bad_samples_file is not None:
+            self.bad_samples_file.parent.mkdir(parents=True, exist_ok=True)
+            self.bad_samples_file.write_text(''.join(map(_as_line, problems)), 'utf-8')
+        for problem in problems:  # of a plan that was made with other settings of what is an error
+            if self._is_error(BAD if problem.kind == 'bad' else OVERLONG):
+                raise _named(problem)
+        bad, count = self.bad_samples, self.samples.row_count
+        if dropped := len(self.overlong_samples):
+            logger.warning(
+                '%d of %d samples are longer than %d tokens and were dropped', dropped, count, self.max_length
+            )
+        if self.truncated:
+            logger.warning('%d of %d samples lost turns to fit %d tokens', self.truncated, count, self.max_length)
+        if bad:
+            logger.warning(
+                '%d of %d samples are bad and were skipped; the first is %s: %s',
+                len(bad), count, bad[0].where, bad[0].reason,
+            )  # fmt: skip
+        if len(bad) > budget * count:
+            raise DataError(
+                f'{len(bad)} of {count} samples are bad, more than bad_sample_budget={budget}; '
+                f'the first is sample {bad[0].index} ({bad[0].where}): {bad[0].reason}'
+            )
+        if not len(self.samples):
+            raise DataError(f'none of {count} rows can be used ({dropped} are longer than {self.max_length} tokens)')
+
+    def _note(self, bad: BadSample) -> None:
+        """Add a sample to the file, once; several workers may do so at the same time."""
+        if self.bad_samples_file is None:
+            return
+        line = _as_line(bad)
+        handle = os.open(self.bad_samples_file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        with os.fdopen(handle, 'rb+', buffering=0) as file:
+            if line.encode() not in (file.readall() or b''):  # an earlier epoch met it
+                file.write(line.encode())
+
+    # ---- what is known before anything is fetched
+
+    @functools.cached_property
     def lengths(self) -> np.ndarray:
         """int64[N]: tokens of every sample."""
-        return np.array([len(sample) for sample in self.samples], dtype=np.int64)
+        return self.samples.numbers('length')
+
+    @functools.cached_property
+    def supervised(self) -> np.ndarray:
+        """int64[N]: learned tokens of every sample, without the first position, which nothing predicts."""
+        return self.samples.numbers('supervised')
+
+    @functools.cached_property
+    def patches(self) -> np.ndarray:
+        """int64[N]: vision patches of every sample."""
+        return self.samples.numbers('patches')
+
+    def row_of(self, index: int) -> int:
+        """The row that a sample was made of."""
+        return int(self.samples.rows[index])
+
+    def where(self, index: int) -> str:
+        """The place of a sample for messages: ``train.jsonl:812``."""
+        return where(self.rows, self.row_of(index))
+
+    def epoch_samples(self, *, seed: int, epoch: int) -> np.ndarray:
+        """int64[M]: the samples of one epoch, not shuffled; here each once, whatever seed and epoch are."""
+        return np.arange(len(self))
+
+    # ---- fetching
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -173,54 +215,36 @@ class SupervisedDataset(Dataset):
         """
         key = key if isinstance(key, SampleKey) else SampleKey(0, key)
         sample, supervised = self.samples[key.sample], key.supervised
-        try:
-            images = self._load_images(sample)
-        except DataError as error:
-            named = self._named(self._row_of[key.sample], error)
+        inputs, error = self._image_inputs(sample)
+        if error is not None:
+            row = self.row_of(key.sample)
+            bad = BadSample(row, where(self.rows, row), str(error), 'undecodable', error.kind, _paths(sample))
+            named = _named(bad)
             if self.on_bad_sample == 'error':
                 raise named from error
+            self._note(bad)
             logger.warning('%s; its images are blank and nothing of it is learned', named)
-            images, supervised = [Image.new('RGB', (w, h)) for h, w in sample.image_sizes], False
-        inputs = self.processor.image_inputs(images)
-        ids = torch.from_numpy(sample.input_ids.astype(np.int64))
-        labels = torch.from_numpy(sample.labels.astype(np.int64))
-        if not supervised:
-            labels = torch.full_like(labels, IGNORE_INDEX)
-        return dict(input_ids=ids, labels=labels, position_ids=self._positions(ids, inputs), **inputs)
+            supervised = False
+        return to_tensors(sample, inputs, processor=self.processor, supervised=supervised)
 
-    def _load_images(self, sample: Sample) -> list[Image.Image]:
-        images = [load_image(image, root=self.image_folder) for image in sample.images]
-        for ref, image, planned in zip(sample.images, images, sample.image_sizes, strict=True):
-            if (image.height, image.width) != planned:
-                raise DataError(
-                    f'image {ref} has {image.width} x {image.height} pixels, but had {planned.width} x '
-                    f'{planned.height} when the run started; leave the images alone while training'
-                )
-        return images
-
-    def _positions(self, ids: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        text = torch.arange(len(ids))
-        if self.processor.family.positions == 'rope':
-            return text
-        grid = inputs.get('image_grid_thw', torch.empty(0, 3, dtype=torch.long))
-        axes = mrope_positions(
-            ids,
-            image_token_id=self.processor.image_token_id,
-            image_grid_thw=grid,
-            merge_size=self.processor.image_processor.merge_size,
-        )
-        return torch.cat([text[None], axes])  # transformers reads the sample borders from the first axis
+    def _image_inputs(self, sample: Sample) -> tuple[dict[str, torch.Tensor], DataError | None]:
+        """The tensors of a sample's images; where one cannot be decoded, those of blank images and the reason."""
+        if self.features is not None and sample.images:
+            features, reason = self.features.read(sample.images)
+            return dict(image_features=features), None if reason is None else DataError(reason, kind='broken_image')
+        try:
+            return self.processor.image_inputs(load_images(sample, root=self.image_folder)), None
+        except DataError as error:
+            return self.processor.image_inputs(blank_images(sample)), error
 
 
-def _may_learn(conversation: Conversation) -> bool:
-    return any(message.role == 'assistant' and message.loss is not False for message in conversation.messages)
+def _named(problem: BadSample) -> DataError:
+    return DataError(f'sample {problem.index} ({problem.where}): {problem.reason}', kind=problem.error)
 
 
-def _without_last_turn(conversation: Conversation) -> Conversation | None:
-    """The conversation up to the answer before the last; None if there is none."""
-    answers = [i for i, message in enumerate(conversation.messages) if message.role == 'assistant']
-    if len(answers) < 2:
-        return None
-    messages = conversation.messages[: answers[-2] + 1]
-    shown = sum(len(message.image_indices) for message in messages)
-    return replace(conversation, messages=messages, images=conversation.images[:shown])
+def _paths(sample: Sample) -> tuple[str, ...]:
+    return tuple(image.path for image in sample.images if image.path is not None)
+
+
+def _as_line(problem: BadSample) -> str:
+    return json.dumps(asdict(problem), ensure_ascii=False) + '\n'

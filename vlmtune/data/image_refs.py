@@ -61,7 +61,7 @@ def _ref_from_text(text: str | bytes) -> ImageRef:
     if text[:5].lower() == 'data:':
         return ImageRef(data=_decode_data_uri(text))
     if re.match('[a-zA-Z][a-zA-Z0-9+.-]*://', text):
-        raise DataError(f'image is a URL ({shorten(text)}); download it first and give its path')
+        raise DataError(f'image is a URL ({shorten(text)}); download it first and give its path', kind='refused_image')
     if (data := _decode_plain_base64(text)) is not None:
         return ImageRef(data=data)
     return ImageRef(path=text)

@@ -38,7 +38,7 @@ _TRANSPOSE = {
 # What Pillow's readers raise on broken files (they document no base class).
 _DECODE_ERRORS = (
     SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, struct.error, zlib.error,
-    AttributeError, Image.DecompressionBombError, Image.DecompressionBombWarning,
+    AttributeError,
 )  # fmt: skip
 _BAD_PATH_ERRNOS = {
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL,
@@ -76,11 +76,13 @@ def resolve_image_path(ref: ImageRef, root: str | Path | None) -> Path:
         folder = _real_root(os.path.abspath(root))
         path = (folder / ref.path).resolve()
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f'image path cannot be used: {shorten(repr(ref.path))} ({_reason(error)})') from error
+        message = f'image path cannot be used: {shorten(repr(ref.path))} ({_reason(error)})'
+        raise DataError(message, kind='refused_image') from error
     if not path.is_relative_to(folder):
         raise DataError(
             f'image outside the image folder: {shorten(ref.path)} leads to {shorten(str(path))}; '
-            f'expected a file inside image_folder {folder}'
+            f'expected a file inside image_folder {folder}',
+            kind='refused_image',
         )
     return path
 
@@ -144,29 +146,39 @@ def _open(ref: ImageRef, *, root: str | Path | None, max_pixels_allowed: int) ->
     name = str(path or ref)
     try:
         with Image.open(path or io.BytesIO(ref.data or b''), formats=_known_formats()) as image:
-            _check_size(image, name=name, limit=max_pixels_allowed)
+            _check_header(image, name=name, limit=max_pixels_allowed)
             yield image
     except Image.UnidentifiedImageError as error:
-        raise DataError(f'not an image file: {name}; expected {", ".join(_known_formats())}') from error
+        message = f'not an image file: {name}; expected {", ".join(_known_formats())}'
+        raise DataError(message, kind='broken_image') from error
     except FileNotFoundError as error:
         folder = f' (image_folder is {os.fspath(root)!r})' if root is not None else ' (image_folder is not set)'
-        raise DataError(f'image not found: {shorten(name, 300)}{folder}; fix the row, or image_folder') from error
+        message = f'image not found: {shorten(name, 300)}{folder}; fix the row, or image_folder'
+        raise DataError(message, kind='missing_image') from error
     except OSError as error:
         if error.errno is not None and error.errno not in _BAD_PATH_ERRNOS:
             raise  # the machine's trouble (a full disk, too many open files), not the row's
-        raise DataError(f'image cannot be read: {shorten(name, 300)} ({_reason(error)})') from error
+        message = f'image cannot be read: {shorten(name, 300)} ({_reason(error)})'
+        raise DataError(message, kind='broken_image') from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f'image too large: {name} ({error}); scale it down', kind='oversized_image') from error
     except _DECODE_ERRORS as error:
-        raise DataError(f'image cannot be read: {name} ({type(error).__name__}: {error})') from error
+        message = f'image cannot be read: {name} ({type(error).__name__}: {error})'
+        raise DataError(message, kind='broken_image') from error
 
 
-def _check_size(image: Image.Image, *, name: str, limit: int) -> None:
+def _check_header(image: Image.Image, *, name: str, limit: int) -> None:
     width, height = image.size
     if width < 1 or height < 1:
-        raise DataError(f'image of {width} x {height} pixels: {name}')
+        raise DataError(f'image of {width} x {height} pixels: {name}', kind='broken_image')
+    if image.mode == 'F':
+        message = f'image of floating-point pixels: {name}; their range is not defined, save it with 8 or 16 bit'
+        raise DataError(message, kind='broken_image')
     if width * height > limit:
         raise DataError(
             f'image too large: {name} has {width} x {height} = {width * height:,} pixels; '
-            f'expected at most {limit:,}, scale it down'
+            f'expected at most {limit:,}, scale it down',
+            kind='oversized_image',
         )
 
 
@@ -184,8 +196,6 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_rgb(image: Image.Image, *, name: str) -> Image.Image:
     """A new RGB image of the same size, from any mode."""
-    if image.mode == 'F':
-        raise DataError(f'image of floating-point pixels: {name}; their range is not defined, save it with 8 or 16 bit')
     if image.mode.startswith('I'):
         return _from_16_bit(image, name=name)
     if image.has_transparency_data:
@@ -199,6 +209,7 @@ def _from_16_bit(image: Image.Image, *, name: str) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise DataError(
-            f'image of values {values.min()} to {values.max()}: {name}; expected 0 to 65535, save it with 8 or 16 bit'
+            f'image of values {values.min()} to {values.max()}: {name}; expected 0 to 65535, save it with 8 or 16 bit',
+            kind='broken_image',
         )
     return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert('RGB')

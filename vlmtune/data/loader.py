@@ -1,27 +1,48 @@
 """The training data loader: a plan of packs, a sampler over it, a collator."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import get_args
+from typing import Any, TypeAlias, get_args
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import SupervisedDataset
-from vlmtune.data.packing import plan_batches, plan_packs
+from vlmtune.data.mixture import MixedDataset
+from vlmtune.data.packing import Plan, check_patches, plan_batches, plan_packs
 from vlmtune.data.samplers import PackSampler, Tail
+from vlmtune.data.stream_sampler import StreamSampler
+from vlmtune.data.streaming import StreamingDataset
 from vlmtune.utils.errors import ConfigError
+
+PlannedData: TypeAlias = SupervisedDataset | MixedDataset
 
 
 class StepDataLoader(DataLoader):
-    """A loader whose length counts optimizer steps, so that mmengine's epoch arithmetic is right."""
+    """A loader whose length counts optimizer steps, so that mmengine's epoch arithmetic is right.
+
+    Args:
+        seed: the seeds of the workers are a function of it and the epoch, also after a resume.
+        options: as in torch; ``batch_sampler`` is a PackSampler, the generator is the loader's own.
+    """
+
+    def __init__(self, dataset: Dataset, *, seed: int, **options: Any) -> None:
+        super().__init__(dataset, generator=torch.Generator(), **options)  # its own: the global one must not move
+        self.seed = seed
+
+    def __iter__(self) -> Any:
+        words = np.random.SeedSequence((self.seed, self.batch_sampler.epoch)).generate_state(1)  # type: ignore[union-attr]
+        self.generator.manual_seed(int(words[0]))
+        return super().__iter__()
 
     def __len__(self) -> int:
         return len(self.batch_sampler)  # type: ignore[arg-type]
 
 
 def build_train_loader(
-    dataset: SupervisedDataset,
+    dataset: PlannedData | StreamingDataset,
     *,
     seed: int,
     accumulative_counts: int = 1,
@@ -30,6 +51,7 @@ def build_train_loader(
     batch_size: int = 1,
     num_workers: int = 0,
     pack_to_max_length: bool = False,
+    max_patches: int | None = None,
     shuffle: bool = True,
     group_by_length: bool = False,
     tail: Tail = 'fill',
@@ -45,6 +67,8 @@ def build_train_loader(
         batch_size: samples per micro-batch without packing; 1 with it.
         num_workers: processes that decode images.
         pack_to_max_length: join samples to rows of up to ``dataset.max_length`` tokens; they do not see each other.
+        max_patches: with packing, vision patches (before merging) per row, which bounds the memory that the vision
+            encoder takes; None sets no limit.
         shuffle: a new order every epoch (without packing; packs are always shuffled).
         group_by_length: without packing, put samples of like length together.
         tail: 'fill' or 'drop', see PackSampler.
@@ -52,36 +76,69 @@ def build_train_loader(
         prefetch_factor: batches that each worker holds ready; only with workers.
 
     Raises:
-        ConfigError: batch_size is not 1 with packing, or is not positive; an unknown tail; a prefetch_factor without
-            workers; the family cannot be packed.
-        DataError: the data does not make one optimizer step.
+        ConfigError: settings that contradict each other or are out of range; the family cannot be packed.
+        DataError: the data does not make one optimizer step; a sample has more patches than a row may have.
     """
-    if pack_to_max_length and batch_size != 1:
-        raise ConfigError(
-            f'batch_size={batch_size} with pack_to_max_length: a pack is one row; '
-            'set batch_size=1 and raise max_length or accumulative_counts instead'
-        )
-    if tail not in get_args(Tail):
-        raise ConfigError(f'tail={tail!r} is unknown; expected one of {", ".join(get_args(Tail))}')
-    if batch_size < 1 or accumulative_counts < 1:
-        raise ConfigError(f'batch_size={batch_size} and accumulative_counts={accumulative_counts} must be at least 1')
+    _check_settings(
+        batch_size=batch_size,
+        accumulative_counts=accumulative_counts,
+        pack=pack_to_max_length,
+        max_patches=max_patches,
+        tail=tail,
+    )
     if num_workers == 0 and prefetch_factor is not None:
         raise ConfigError(f'prefetch_factor={prefetch_factor} needs num_workers of at least 1')
-    processor, lengths = dataset.processor, dataset.lengths
+    processor = dataset.processor
     collate = Collator(processor.family, pad_token_id=processor.tokenizer.pad_token_id, pack=pack_to_max_length)
-    if pack_to_max_length:
-        plan = partial(plan_packs, lengths, max_length=dataset.max_length, seed=seed)
+    rows: Callable[..., Plan] = (
+        partial(plan_packs, max_length=dataset.max_length, max_patches=max_patches, seed=seed)
+        if pack_to_max_length
+        else partial(_batches, batch_size=batch_size, seed=seed, shuffle=shuffle, group_by_length=group_by_length)
+    )
+    share = dict(accumulative_counts=accumulative_counts, rank=rank, world_size=world_size)
+    sampler: PackSampler | StreamSampler
+    if isinstance(dataset, StreamingDataset):
+        sampler = StreamSampler(dataset, rows, max_patches=max_patches, **share)
     else:
-        plan = partial(
-            plan_batches, lengths, batch_size=batch_size, seed=seed, shuffle=shuffle, group_by_length=group_by_length
+        check_patches(
+            dataset.patches, max_patches=max_patches, name=lambda index: f'sample {index} ({dataset.where(index)})'
         )
-    sampler = PackSampler(plan, accumulative_counts=accumulative_counts, rank=rank, world_size=world_size, tail=tail)
+        sampler = PackSampler(partial(_epoch, dataset, rows, seed=seed), tail=tail, **share)
     return StepDataLoader(
         dataset,
+        seed=seed,
         batch_sampler=sampler,
         collate_fn=collate,
         num_workers=num_workers,
         pin_memory=pin_memory,
         prefetch_factor=prefetch_factor,
-        generator=torch.Generator().manual_seed(seed),  # its own: iterating must not draw from the global one
     )
+
+
+def _check_settings(
+    *, batch_size: int, accumulative_counts: int, pack: bool, max_patches: int | None, tail: str
+) -> None:
+    if pack and batch_size != 1:
+        raise ConfigError(
+            f'batch_size={batch_size} with pack_to_max_length: a pack is one row; '
+            'set batch_size=1 and raise max_length or accumulative_counts instead'
+        )
+    if max_patches is not None and not pack:
+        raise ConfigError(
+            f'max_patches={max_patches} is a limit of packs; set pack_to_max_length=True, or lower batch_size'
+        )
+    if max_patches is not None and max_patches < 1:
+        raise ConfigError(f'max_patches={max_patches}: expected a positive integer, or None for no limit')
+    if tail not in get_args(Tail):
+        raise ConfigError(f'tail={tail!r} is unknown; expected one of {", ".join(get_args(Tail))}')
+    if batch_size < 1 or accumulative_counts < 1:
+        raise ConfigError(f'batch_size={batch_size} and accumulative_counts={accumulative_counts} must be at least 1')
+
+
+def _epoch(dataset: PlannedData, rows: Callable[..., Plan], *, seed: int, epoch: int) -> Plan:
+    indices = dataset.epoch_samples(seed=seed, epoch=epoch)
+    return rows(dataset.lengths, patches=dataset.patches, indices=indices, epoch=epoch)
+
+
+def _batches(lengths: np.ndarray, *, patches: np.ndarray, **options: Any) -> Plan:
+    return plan_batches(lengths, **options)

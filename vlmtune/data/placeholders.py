@@ -1,11 +1,14 @@
 """What one image becomes in the token sequence, from its size alone.
 
-Each function takes the processor and the size of an image and returns runs: a text and how often it is repeated. The
-text takes the place of the family's image marker in the rendered chat template. The counts are the image processors'
-own arithmetic; tests compare the expansion with transformers' processors.
+Each function takes the processor, the size of an image and the number of images in its sample, and returns runs (a text
+and how often it is repeated) that take the place of the family's image token, and the patches that the vision encoder
+reads. The counts are the image processors' own arithmetic; tests compare the expansion with transformers' processors.
 """
 
-from typing import TYPE_CHECKING, TypeAlias
+import math
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from transformers.image_processing_utils import select_best_resolution
 
 from vlmtune.structures import ImageSize
 from vlmtune.utils.errors import ConfigError, DataError
@@ -16,11 +19,31 @@ if TYPE_CHECKING:
 Runs: TypeAlias = list[tuple[str, int]]
 
 
+class ImageTokens(NamedTuple):
+    """One image: its tokens, and what the vision encoder reads for it."""
+
+    runs: Runs
+    patches: int  # before any merging
+
+
 def _image_token(processor: 'Processor') -> str:
     return str(processor.tokenizer.convert_ids_to_tokens(processor.image_token_id))
 
 
-def patch_grid(processor: 'Processor', size: ImageSize) -> Runs:
+def _setting(processor: 'Processor', name: str) -> int | str:
+    """A setting of the family's processor class: processor_config.json; in older checkpoints only config.json."""
+    found = processor.joint_settings.get(name)
+    return getattr(processor.config, name) if found is None else found
+
+
+def _grid(processor: 'Processor', *, height: int, width: int) -> int:
+    """Patches of a picture of ``height`` x ``width`` pixels."""
+    patch = processor.joint_settings.get('patch_size') or processor.config.vision_config.patch_size
+    rows, columns = (patch, patch) if isinstance(patch, int) else patch
+    return (height // rows) * (width // columns)
+
+
+def patch_grid(processor: 'Processor', size: ImageSize, *, images: int) -> ImageTokens:
     """Qwen-VL: one token per merged patch; the vision markers around it come from the chat template.
 
     Raises:
@@ -30,41 +53,45 @@ def patch_grid(processor: 'Processor', size: ImageSize) -> Runs:
         patches = processor.image_processor.get_number_of_image_patches(size.height, size.width, {})
     except ValueError as error:
         raise DataError(f'an image of {size.width}x{size.height} pixels cannot be used: {error}') from error
-    return [(_image_token(processor), patches // processor.image_processor.merge_size**2)]
+    return ImageTokens([(_image_token(processor), patches // processor.image_processor.merge_size**2)], patches)
 
 
-def fixed_grid(processor: 'Processor', size: ImageSize) -> Runs:
+def fixed_grid(processor: 'Processor', size: ImageSize, *, images: int) -> ImageTokens:
     """LLaVA-1.5: the same number for every image, whatever its size."""
-    image_processor, config, joint = processor.image_processor, processor.config, processor.joint_settings
+    image_processor = processor.image_processor
     target = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
     if not target.get('height') or not target.get('width'):
         raise ConfigError(
             f'image_processor: size={dict(target)} does not make images of one size; set height and width'
         )
-    patch = joint.get('patch_size') or config.vision_config.patch_size
-    strategy = joint.get('vision_feature_select_strategy') or config.vision_feature_select_strategy
-    with_class_token = config.vision_config.model_type == 'clip_vision_model'
-    extra = joint.get('num_additional_image_tokens', int(with_class_token))
-    count = (target['height'] // patch) * (target['width'] // patch) + extra - (strategy == 'default')
-    return [(_image_token(processor), count)]
+    patches = _grid(processor, height=target['height'], width=target['width'])
+    return ImageTokens([(_image_token(processor), patches + _class_token(processor))], patches)
 
 
-def tiles(processor: 'Processor', size: ImageSize) -> Runs:
+def _class_token(processor: 'Processor') -> int:
+    """1 where the class token is kept among the features of LLaVA's towers, -1 where there is none to be left out."""
+    with_class_token = processor.config.vision_config.model_type == 'clip_vision_model'
+    extra = processor.joint_settings.get('num_additional_image_tokens', int(with_class_token))
+    return int(extra) - (_setting(processor, 'vision_feature_select_strategy') == 'default')
+
+
+def tiles(processor: 'Processor', size: ImageSize, *, images: int) -> ImageTokens:
     """InternVL: as many tiles as fit the aspect ratio, and a thumbnail."""
-    image_processor = processor.image_processor
+    image_processor, tokenizer = processor.image_processor, processor.tokenizer
     count = image_processor.get_number_of_image_patches(
         size.height, size.width, {'crop_to_patches': image_processor.crop_to_patches}
     )
-    per_tile = processor.joint_settings.get('image_seq_length') or processor.config.image_seq_length
-    tokenizer = processor.tokenizer
-    return [
+    per_tile = int(_setting(processor, 'image_seq_length'))
+    runs = [
         (tokenizer.start_image_token, 1),
         (_image_token(processor), per_tile * count),
         (tokenizer.end_image_token, 1),
     ]
+    tile = image_processor.size
+    return ImageTokens(runs, count * _grid(processor, height=tile['height'], width=tile['width']))
 
 
-def rows_and_columns(processor: 'Processor', size: ImageSize) -> Runs:
+def rows_and_columns(processor: 'Processor', size: ImageSize, *, images: int) -> ImageTokens:
     """Idefics3 and SmolVLM: marked tiles row by row, then the whole image."""
     _, rows, columns = processor.image_processor.get_number_of_image_patches(size.height, size.width, {})
     vision = processor.config.vision_config
@@ -76,4 +103,85 @@ def rows_and_columns(processor: 'Processor', size: ImageSize) -> Runs:
         for column in range(columns):
             runs += [(f'{fake}<row_{row + 1}_col_{column + 1}>', 1), (image, per_tile)]
         runs.append(('\n' if row + 1 < rows else '\n\n', 1))
-    return [*runs, (f'{fake}<global-img>', 1), (image, per_tile), (fake, 1)]
+    runs += [(f'{fake}<global-img>', 1), (image, per_tile), (fake, 1)]
+    side = processor.image_processor.max_image_size['longest_edge']
+    return ImageTokens(runs, (rows * columns + 1) * _grid(processor, height=side, width=side))
+
+
+class _AnyRes(NamedTuple):
+    """The tiles that cover an image, and the patches of them that are left when the padding is cut off."""
+
+    tiles: int  # without the whole image
+    rows: int  # patches
+    columns: int
+
+
+def _any_resolution(processor: 'Processor', size: ImageSize, *, tile: int, side: int) -> _AnyRes:
+    """LLaVA-NeXT's "anyres" (https://llava-vl.github.io/blog/2024-01-30-llava-next/): an image keeps its aspect ratio.
+
+    Args:
+        tile: pixels along the edge of a tile.
+        side: patches along the edge of a tile.
+
+    Raises:
+        ConfigError: the image processor knows other resolutions than the model, which counts by its own.
+    """
+    pinpoints = [list(point) for point in processor.image_processor.image_grid_pinpoints]
+    if pinpoints != [list(point) for point in processor.config.image_grid_pinpoints]:
+        raise ConfigError(
+            f'image_processor: image_grid_pinpoints={pinpoints} differ from those of the model, '
+            f'{processor.config.image_grid_pinpoints}; leave them as they are'
+        )
+    best_height, best_width = select_best_resolution(tuple(size), pinpoints)
+    tile_rows, tile_columns = best_height // tile, best_width // tile
+    rows, columns = side * tile_rows, side * tile_columns
+    if size.width / size.height > columns / rows:
+        rows -= (rows - int(round(size.height * (columns / size.width), 7))) // 2 * 2
+    else:
+        columns -= (columns - int(round(size.width * (rows / size.height), 7))) // 2 * 2
+    return _AnyRes(tile_rows * tile_columns, rows, columns)
+
+
+def tiles_and_newlines(processor: 'Processor', size: ImageSize, *, images: int) -> ImageTokens:
+    """LLaVA-NeXT: the whole image, then its tiles without padding, a newline after every row of patches."""
+    target = processor.image_processor.size
+    tile = target.get('shortest_edge') or min(target['height'], target['width'])
+    per_tile = _grid(processor, height=tile, width=tile)
+    found = _any_resolution(processor, size, tile=tile, side=math.isqrt(per_tile))
+    count = per_tile + found.rows * (found.columns + 1) + _class_token(processor)
+    return ImageTokens([(_image_token(processor), count)], (found.tiles + 1) * per_tile)
+
+
+def tiles_of_one_image(processor: 'Processor', size: ImageSize, *, images: int) -> ImageTokens:
+    """LLaVA-OneVision: as LLaVA-NeXT, in at most so many patches; one tile where a sample has several images."""
+    target = processor.image_processor.size
+    tile = min(target['height'], target['width'])
+    per_tile = _grid(processor, height=tile, width=tile)
+    whole = processor.joint_settings.get('num_image_tokens') or per_tile
+    left_out = _setting(processor, 'vision_feature_select_strategy') == 'default'
+    if images != 1:
+        return ImageTokens([(_image_token(processor), whole + 1 - left_out)], per_tile)
+    side = math.isqrt(whole)
+    found = _any_resolution(processor, size, tile=tile, side=side)
+    rows, columns = found.rows, found.columns
+    most = int(str(_setting(processor, 'vision_aspect_ratio')).removeprefix('anyres_max_'))
+    ratio = math.sqrt(rows * columns / (most * side**2))
+    if ratio > 1.1:
+        rows, columns = int(rows // ratio), int(columns // ratio)
+    return ImageTokens(
+        [(_image_token(processor), whole + rows * (columns + 1) - left_out)], (found.tiles + 1) * per_tile
+    )
+
+
+def fixed_length(processor: 'Processor', size: ImageSize, *, images: int) -> ImageTokens:
+    """Gemma 3 and PaliGemma: the same number for every image; what stands around them comes from the template.
+
+    Raises:
+        ConfigError: Gemma 3 is told to add crops of an image (pan and scan).
+    """
+    if getattr(processor.image_processor, 'do_pan_and_scan', False):
+        raise ConfigError('image_processor: do_pan_and_scan=True is not supported; set it to False')
+    target = processor.image_processor.size
+    count = processor.joint_settings.get('image_seq_length') or processor.image_processor.image_seq_length
+    patches = _grid(processor, height=target['height'], width=target['width'])
+    return ImageTokens([(_image_token(processor), count)], patches)

@@ -8,17 +8,22 @@ Letters: L tokens, I images.
 """
 
 import copy
-import importlib
 import logging
+import re
 from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
+from vlmtune.data.boxes import write_boxes
+from vlmtune.data.pixels import find_pixel_function
+from vlmtune.data.placeholders import ImageTokens
 from vlmtune.data.processor_files import JOINT_FILE, read_source_json, save_processor_files
 from vlmtune.data.rendering import ChatRenderer, Rendered, Span
 from vlmtune.data.templates import find_template
@@ -26,9 +31,18 @@ from vlmtune.families import Family, find_family
 from vlmtune.registry import PROCESSORS
 from vlmtune.structures import IGNORE_INDEX, Conversation, ImageSize, Message, Sample, TextPart
 from vlmtune.utils.errors import ConfigError, DataError, ModelError
+from vlmtune.utils.imports import import_name
 from vlmtune.utils.pretrained import load_pretrained
 
 logger = logging.getLogger(__name__)
+
+
+class Pieces(NamedTuple):
+    """Tokens and the characters [start, end) they stand for: int32[L], int64[L], int64[L]."""
+
+    ids: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
 
 
 @PROCESSORS.register_module()
@@ -63,14 +77,22 @@ class Processor:
         self.tokenizer.add_special_tokens(
             {'additional_special_tokens': list(special_tokens)}, replace_extra_special_tokens=False
         )
+        if prompt_template is None and not self.tokenizer.chat_template:
+            prompt_template = self.family.prompt_template
         if prompt_template is not None:
             self.tokenizer.chat_template = find_template(prompt_template)
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.joint_settings = read_source_json(self.source, JOINT_FILE) or {}
         self.image_processor = self._load_image_processor(dict(image_processor or {}))
-        self.renderer = ChatRenderer(self.tokenizer, as_parts=self.family.has_vision)
-        self._control_ids = {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}
+        self._count_tokens: Any = import_name(self.family.placeholder) if self.family.placeholder else None
+        self._make_pixels = find_pixel_function(self.family, self.image_processor)
+        self.renderer = ChatRenderer(self.tokenizer, as_parts=self.family.has_vision, image_text=self.family.image_text)
+        words = re.compile(self.family.words or '(?!)')
+        added = (i for token, i in self.tokenizer.get_added_vocab().items() if not words.fullmatch(token))
+        control = np.array([*self.tokenizer.all_special_ids, *added], np.int64)
+        self._is_control = np.zeros(control.max(initial=0) + 2, bool)  # of token ids; the last entry of all larger ones
+        self._is_control[control] = True
         self._known_ids: dict[str, np.ndarray] = {}
 
     def _load_image_processor(self, settings: dict[str, Any]) -> Any:
@@ -78,7 +100,10 @@ class Processor:
             if settings:
                 raise ConfigError(f'{self.source} is a text model, but image_processor={settings} was set; remove it')
             return None
-        loaded = load_pretrained(AutoImageProcessor, self.source)
+        # Where the image processor has two versions, Pillow's: torchvision's pixels are others.
+        backend = {'backend': 'pil'} if self.family.pixels else {}
+        load = partial(load_pretrained, AutoImageProcessor, self.source, **backend)
+        loaded = load()
         known = {*loaded.valid_kwargs.__annotations__, *loaded.to_dict()}
         if unknown := sorted(set(settings) - known):
             raise ConfigError(
@@ -88,7 +113,7 @@ class Processor:
         settings = {**dict(self.family.image_settings), **settings}
         if not settings:
             return loaded
-        changed = load_pretrained(AutoImageProcessor, self.source, **copy.deepcopy(settings))  # it writes into them
+        changed = load(**copy.deepcopy(settings))  # it writes into them
         if 'size' in settings and any(changed.size.get(name) != value for name, value in settings['size'].items()):
             raise ConfigError(
                 f'image_processor: size={settings["size"]} has no effect, the checkpoint stores min_pixels and '
@@ -127,6 +152,7 @@ class Processor:
         """
         if conversation.images and not self.family.has_vision:
             raise DataError(f'has {len(conversation.images)} images, but {self.source} is a text model')
+        conversation = write_boxes(conversation, processor=self, image_sizes=image_sizes)
         rendered = self.renderer.render(conversation, add_generation_prompt=add_generation_prompt)
         ids, starts, ends = self._encode(rendered)
         labels = np.full(len(ids), IGNORE_INDEX, dtype=np.int32)
@@ -134,45 +160,54 @@ class Processor:
             if learned is None or index in learned:
                 inside = (starts < span.end) & (ends > span.start)
                 labels[inside] = ids[inside]
-        ids, labels = self._expand(ids, labels, sizes=image_sizes)
-        return Sample(ids, labels, images=conversation.images, image_sizes=tuple(image_sizes))
+        ids, labels, patches = self._expand(ids, labels, sizes=image_sizes)
+        return Sample(ids, labels, images=conversation.images, image_sizes=tuple(image_sizes), patches=patches)
 
     def encode_text(self, text: str) -> np.ndarray:
         """Token ids int32[L] of plain text: no special token is added, control tokens in it stay text."""
         return np.array(self._encode_literally(text), dtype=np.int32)
 
-    def _encode(self, rendered: Rendered) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Token ids and the characters [start, end) they stand for; the way the family's own processor does it."""
-        pieces = self._tokenizer_pieces(rendered.text, 0, special=self._adds_special(rendered.text))
+    def _encode(self, rendered: Rendered) -> Pieces:
+        """Tokens of the whole text; the way the family's own processor does it."""
+        special = self._adds_special(rendered)
+        pieces = self._tokenizer_pieces(rendered.text, 0, special=special)
         if literal := self._spans_with_control_tokens(pieces, rendered.contents):
-            pieces = self._encode_around(rendered.text, literal)
-        ids, starts, ends = zip(*pieces, strict=True) if pieces else ((), (), ())
-        return np.array(ids, np.int32), np.array(starts, np.int64), np.array(ends, np.int64)
+            pieces = self._encode_around(rendered.text, literal, special=special)
+        return pieces
 
-    def _adds_special(self, text: str) -> bool:
+    def _adds_special(self, rendered: Rendered) -> bool:
         """Image families' processors let the tokenizer add BOS unless the template wrote it; text models never do."""
         bos = self.tokenizer.bos_token
-        return self.family.has_vision and not (bos and text.startswith(bos))
+        before = rendered.text[: rendered.contents[0].start] if rendered.contents else rendered.text
+        return self.family.has_vision and not (bos and bos in before)
 
-    def _tokenizer_pieces(self, text: str, offset: int, *, special: bool) -> list[tuple[int, int, int]]:
-        encoded = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
-        offsets = encoded['offset_mapping']
-        return [(i, a + offset, b + offset) for i, (a, b) in zip(encoded['input_ids'], offsets, strict=True)]
+    def _tokenizer_pieces(self, text: str, offset: int, *, special: bool) -> Pieces:
+        backend = self.tokenizer.backend_tokenizer  # calling the tokenizer itself makes lists of lists: a third slower
+        backend.encode_special_tokens = self.tokenizer.split_special_tokens
+        backend.no_truncation()
+        backend.no_padding()
+        encoding = backend.encode(text, add_special_tokens=special)
+        spans = np.fromiter(chain.from_iterable(encoding.offsets), np.int64).reshape(-1, 2) + offset
+        return Pieces(np.array(encoding.ids, np.int32), spans[:, 0], spans[:, 1])
 
-    def _spans_with_control_tokens(self, pieces: list[tuple[int, int, int]], contents: Sequence[Span]) -> list[Span]:
+    def _spans_with_control_tokens(self, pieces: Pieces, contents: Sequence[Span]) -> list[Span]:
         """The texts in which the tokenizer found a control token, or a part of one that goes on in the next text."""
-        found = [(start, end) for token, start, end in pieces if token in self._control_ids and end > start]
-        return [span for span in contents if any(start < span.end and end > span.start for start, end in found)]
+        found = np.flatnonzero(
+            self._is_control[np.minimum(pieces.ids, len(self._is_control) - 1)] & (pieces.ends > pieces.starts)
+        )
+        starts, ends = pieces.starts[found].tolist(), pieces.ends[found].tolist()
+        return [s for s in contents if any(a < s.end and b > s.start for a, b in zip(starts, ends, strict=True))]
 
-    def _encode_around(self, text: str, literal: Sequence[Span]) -> list[tuple[int, int, int]]:
+    def _encode_around(self, text: str, literal: Sequence[Span], *, special: bool) -> Pieces:
         """The slow way: the texts in ``literal`` are tokenised alone, specials switched off."""
-        pieces, at = [], 0
-        special = self._adds_special(text)
+        parts, at = [], 0
         for span in literal:
-            pieces += self._tokenizer_pieces(text[at : span.start], at, special=special)
-            pieces += [(token, span.start, span.end) for token in self._encode_literally(text[span.start : span.end])]
+            parts.append(self._tokenizer_pieces(text[at : span.start], at, special=special))
+            ids = self.encode_text(text[span.start : span.end])
+            parts.append(Pieces(ids, np.full(len(ids), span.start), np.full(len(ids), span.end)))
             at, special = span.end, False
-        return pieces + self._tokenizer_pieces(text[at:], at, special=special)
+        parts.append(self._tokenizer_pieces(text[at:], at, special=special))
+        return Pieces(*map(np.concatenate, zip(*parts, strict=True)))
 
     def _encode_literally(self, text: str) -> list[int]:
         ids = list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)['input_ids'])
@@ -193,38 +228,53 @@ class Processor:
 
     def _expand(
         self, ids: np.ndarray, labels: np.ndarray, *, sizes: Sequence[ImageSize]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        """Ids and labels with every image at its full length, and the patches of all images."""
         if not self.family.has_vision:
-            return ids, labels
+            return ids, labels, 0
         markers = np.flatnonzero(ids == self.image_token_id)
         if len(markers) != len(sizes):
             raise DataError(f'the chat template shows {len(markers)} images but the conversation has {len(sizes)}')
         new_ids: list[np.ndarray] = []
         new_labels: list[np.ndarray] = []
-        at = 0
+        at = patches = 0
         for marker, size in zip(markers.tolist(), sizes, strict=True):
-            image = self._placeholder_ids(size)
+            tokens: ImageTokens = self._count_tokens(self, size, images=len(sizes))
+            image = np.concatenate([np.tile(self._template_ids(text), times) for text, times in tokens.runs])
+            patches += tokens.patches
             new_ids += [ids[at:marker], image]
             new_labels += [labels[at:marker], np.full(len(image), IGNORE_INDEX, np.int32)]
             at = marker + 1
-        return np.concatenate([*new_ids, ids[at:]]), np.concatenate([*new_labels, labels[at:]])
+        return np.concatenate([*new_ids, ids[at:]]), np.concatenate([*new_labels, labels[at:]]), patches
 
-    def _placeholder_ids(self, size: ImageSize) -> np.ndarray:
-        module, _, name = str(self.family.placeholder).rpartition('.')
-        runs = getattr(importlib.import_module(module), name)(self, size)
-        return np.concatenate([np.tile(self._template_ids(text), times) for text, times in runs])
+    def token_types(self, input_ids: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """``token_type_ids`` long[L] of one sample, for families that attend by them; nothing for the others.
+
+        Args:
+            input_ids: long[L].
+            labels: long[L]; where there are some, the answer is.
+        """
+        if self.family.token_types is None:
+            return {}
+        is_one = input_ids == self.image_token_id if self.family.token_types == 'image' else labels != IGNORE_INDEX
+        return {'token_type_ids': is_one.long()}
 
     # ---- images
 
     def image_inputs(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-        """The tensors of the family's image inputs for all images of a batch, in the order they are shown.
+        """The tensors of the family's image inputs for all images of one sample, in the order they are shown.
+
+        Those of several samples are joined by ``collate.join_images``.
 
         Returns:
             ``family.image_inputs``, for example pixel_values float[P, D] and image_grid_thw long[I, 3].
         """
         if not images:
             return {}
-        grouped = [list(images)] if 'pixel_attention_mask' in self.family.image_inputs else list(images)
+        if self._make_pixels is not None:
+            return self._make_pixels(self.image_processor, images)
+        by_sample = {'pixel_attention_mask', 'batch_num_images'} & set(self.family.image_inputs)
+        grouped = [list(images)] if by_sample else list(images)
         features = self.image_processor(images=grouped, return_tensors='pt')
         return {name: features[name] for name in self.family.image_inputs if name in features}
 

@@ -1,7 +1,8 @@
 """From messages to one string, knowing which characters came from whom.
 
 A chat template is a program: where it puts a message can only be learned by running it. It is run once with marks in
-place of the texts, which shows where every text lands, and once with the texts, which verifies it.
+place of the texts, which shows where every text lands, and once with the texts, which verifies it. What the marks show
+is remembered for conversations of the same roles and parts, so that most conversations need the second run only.
 """
 
 import re
@@ -11,11 +12,13 @@ from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from vlmtune.structures import Conversation, ImagePart, Message, TextPart
+from vlmtune.structures import BoxPart, Conversation, ImagePart, Message, TextPart
 from vlmtune.utils.errors import DataError
 
 _MARK = re.compile('\ue000(\\d+)\ue001')
+_MOST_FRAMES = 4096  # remembered; real data sets have a few dozen
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,25 @@ class Rendered:
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """Literal text of the template (``message`` is None) or the text of one message part."""
+class _Slot:
+    """The place of one text. ``header`` and ``end`` are characters around it that are learned with an answer."""
 
-    text: str
-    message: int | None = None
+    message: int
+    is_answer: bool
+    header: int = 0
+    end: int = 0
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What a template writes around the texts of a conversation: one literal more than there are slots.
+
+    ``shown`` are the literals with the family's own text in place of the template's image mark.
+    """
+
+    literals: tuple[str, ...]
+    shown: tuple[str, ...]
+    slots: tuple[_Slot, ...]
 
 
 def _template_messages(messages: Sequence[Message], *, as_parts: bool, marks: bool) -> list[dict[str, Any]]:
@@ -56,6 +73,8 @@ def _template_messages(messages: Sequence[Message], *, as_parts: bool, marks: bo
         for part in message.parts:
             if isinstance(part, ImagePart):
                 parts.append({'type': 'image'})
+            elif isinstance(part, BoxPart):
+                raise TypeError('a box must be written as text before it is rendered')
             else:
                 parts.append({'type': 'text', 'text': f'\ue000{number}\ue001' if marks else part.text})
                 number += 1
@@ -70,14 +89,20 @@ class ChatRenderer:
     Args:
         tokenizer: carries the chat template.
         as_parts: whether the template takes contents as lists of parts (all image families do).
+        image_text: what the template writes for an image and what is rendered in its place; None: the same.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, as_parts: bool) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, as_parts: bool, image_text: tuple[str, str] | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self.as_parts = as_parts
+        self.image_text = image_text
         self._control = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}, key=len, reverse=True)
         self._first_control = re.compile('|'.join(map(re.escape, self._control)) or r'(?!)')
         self._generation_prompt: str | None = None
+        self._named_tokens = dict(tokenizer.special_tokens_map)
+        self._frames: dict[Any, _Frame] = {}
 
     def render(self, conversation: Conversation, *, add_generation_prompt: bool = False) -> Rendered:
         """Render a whole conversation.
@@ -86,22 +111,18 @@ class ChatRenderer:
             DataError: the template refuses the messages, hides or rewrites one of them, or ends an answer with nothing.
         """
         messages = conversation.messages
-        texts = [
-            (i, part.text) for i, message in enumerate(messages) for part in message.parts if isinstance(part, TextPart)
-        ]
-        marked = self._apply(messages, marks=True, add_generation_prompt=add_generation_prompt)
+        texts = [part.text for message in messages for part in message.parts if isinstance(part, TextPart)]
+        frame = self._frame(messages, add_generation_prompt=add_generation_prompt)
         actual = self._apply(messages, marks=False, add_generation_prompt=add_generation_prompt)
-        order = [int(number) for number in _MARK.findall(marked)]
-        if order != list(range(len(texts))):
-            lost = sorted(set(range(len(texts))) - set(order))
-            what = f'hides a {messages[texts[lost[0]][0]].role} message' if lost else 'repeats or reorders messages'
-            raise DataError(f'the chat template {what}; change the row, or set prompt_template')
-        pieces = self._pieces(marked, texts, actual)
-        if ''.join(piece.text for piece in pieces) == actual:
-            return self._locate(pieces, actual, need_end=not add_generation_prompt, messages=messages)
-        raise DataError(
-            'the chat template rewrites the text of a message, so it cannot be told what to learn; set prompt_template'
-        )
+        written = _written(frame, texts, actual)
+        if written is None:  # a template may write the time of day: what is remembered may be too old
+            self._frames.clear()
+            frame = self._frame(messages, add_generation_prompt=add_generation_prompt)
+            written = _written(frame, texts, actual)
+        if written is None:
+            message = 'the chat template rewrites the text of a message, so it cannot be told what to learn; '
+            raise DataError(message + 'set prompt_template', kind='unfit_sample')
+        return _located(frame, written)
 
     @property
     def generation_prompt(self) -> str:
@@ -116,48 +137,56 @@ class ChatRenderer:
 
     def _apply(self, messages: Sequence[Message], *, marks: bool, add_generation_prompt: bool) -> str:
         if not self.tokenizer.chat_template:
-            raise DataError("the model has no chat template; set prompt_template, for example 'chatml'")
+            raise DataError(
+                "the model has no chat template; set prompt_template, for example 'chatml'", kind='unfit_sample'
+            )
         plain = _template_messages(messages, as_parts=self.as_parts, marks=marks)
-        try:
-            rendered = self.tokenizer.apply_chat_template(
-                plain, tokenize=False, add_generation_prompt=add_generation_prompt
+        try:  # what the tokenizer's apply_chat_template does, without its copies of messages and tools
+            template = _compile_jinja_template(self.tokenizer.get_chat_template())
+            rendered = template.render(
+                messages=plain,
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._named_tokens,
             )
         except (TemplateError, TypeError) as error:  # TypeError: a template that takes contents as strings only
             roles = ', '.join(message.role for message in messages)
-            raise DataError(f'the chat template refuses the messages ({roles}): {error}') from error
+            message = f'the chat template refuses the messages ({roles}): {error}'
+            raise DataError(message, kind='unfit_sample') from error
         return str(rendered)
 
-    @staticmethod
-    def _pieces(marked: str, texts: list[tuple[int, str]], actual: str) -> list[_Piece]:
-        """What the template wrote around every text, and the text as it wrote it: many strip the white space."""
-        around = _MARK.split(marked)[::2]
-        pieces, at = [_Piece(around[0])], len(around[0])
-        for (message, text), after in zip(texts, around[1:], strict=True):
-            variants = (text, text.strip(), text.lstrip(), text.rstrip())
-            text = next((variant for variant in variants if actual.startswith(variant + after, at)), text)
-            pieces += [_Piece(text, message), _Piece(after)]
-            at += len(text) + len(after)
-        return pieces
+    def _frame(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> _Frame:
+        """What the template writes around the texts of these messages."""
+        shape = tuple((message.role, tuple(map(type, message.parts))) for message in messages)
+        key = (str(self.tokenizer.chat_template), add_generation_prompt, shape)
+        if key not in self._frames:
+            if len(self._frames) >= _MOST_FRAMES:
+                self._frames.clear()
+            marked = self._apply(messages, marks=True, add_generation_prompt=add_generation_prompt)
+            self._frames[key] = self._framed(marked, messages, need_end=not add_generation_prompt)
+        return self._frames[key]
 
-    def _locate(self, pieces: list[_Piece], text: str, *, need_end: bool, messages: Sequence[Message]) -> Rendered:
-        contents: list[Span] = []
-        answers: dict[int, Span] = {}
-        at = 0
-        for i, piece in enumerate(pieces):
-            span = Span(at, at := at + len(piece.text))
-            if piece.message is None:
+    def _framed(self, marked: str, messages: Sequence[Message], *, need_end: bool) -> _Frame:
+        owners = [i for i, m in enumerate(messages) for part in m.parts if isinstance(part, TextPart)]
+        order = [int(number) for number in _MARK.findall(marked)]
+        if order != list(range(len(owners))):
+            lost = sorted(set(range(len(owners))) - set(order))
+            what = f'hides a {messages[owners[lost[0]]].role} message' if lost else 'repeats or reorders messages'
+            raise DataError(f'the chat template {what}; change the row, or set prompt_template', kind='unfit_sample')
+        literals = tuple(_MARK.split(marked)[::2])
+        before, after = self.image_text or ('', '')
+        # Only what the template wrote is changed: the same characters in a message are text.
+        shown = tuple(literal.replace(before, after) for literal in literals) if before else literals
+        slots = []
+        for i, owner in enumerate(owners):
+            if messages[owner].role != 'assistant':
+                slots.append(_Slot(owner, is_answer=False))
                 continue
-            contents.append(span)
-            if messages[piece.message].role != 'assistant':
-                continue
-            before, after = pieces[i - 1].text, pieces[i + 1].text
-            last_of_message = i + 2 >= len(pieces) or pieces[i + 2].message != piece.message
-            end = self._end_of_turn(after, need_end=need_end) if last_of_message else 0
-            if piece.message in answers:  # a further part of the same message
-                answers[piece.message] = Span(answers[piece.message].start, span.end + end)
-            else:
-                answers[piece.message] = Span(span.start - self._learned_header(before), span.end + end)
-        return Rendered(text, tuple(contents), answers)
+            is_last = i + 1 == len(owners) or owners[i + 1] != owner  # of the parts of its message
+            end = self._end_of_turn(shown[i + 1], need_end=need_end) if is_last else 0
+            slots.append(_Slot(owner, is_answer=True, header=self._learned_header(shown[i]), end=end))
+        return _Frame(literals, shown, tuple(slots))
 
     def _learned_header(self, before: str) -> int:
         """Characters between the generation prompt and the text: the model has to write those itself."""
@@ -174,5 +203,37 @@ class ChatRenderer:
             return 0
         raise DataError(
             'the chat template writes no control token after an answer, so a model could never learn to stop; '
-            "set prompt_template, for example 'vicuna'"
+            "set prompt_template, for example 'vicuna'",
+            kind='unfit_sample',
         )
+
+
+def _written(frame: _Frame, texts: Sequence[str], actual: str) -> list[str] | None:
+    """The texts as the template wrote them (many strip the white space); None if it wrote something else."""
+    if not actual.startswith(frame.literals[0]):
+        return None
+    written, at = [], len(frame.literals[0])
+    for text, after in zip(texts, frame.literals[1:], strict=True):
+        variants = (text, text.strip(), text.lstrip(), text.rstrip())
+        found = next((variant for variant in variants if actual.startswith(variant + after, at)), None)
+        if found is None:
+            return None
+        written.append(found)
+        at += len(found) + len(after)
+    return written if at == len(actual) else None
+
+
+def _located(frame: _Frame, written: Sequence[str]) -> Rendered:
+    contents: list[Span] = []
+    answers: dict[int, Span] = {}
+    pieces, at = [frame.shown[0]], len(frame.shown[0])
+    for slot, text, after in zip(frame.slots, written, frame.shown[1:], strict=True):
+        span = Span(at, at + len(text))
+        contents.append(span)
+        pieces += [text, after]
+        at = span.end + len(after)
+        if slot.is_answer:
+            known = answers.get(slot.message)  # the earlier parts of the same message
+            start = span.start - slot.header if known is None else known.start
+            answers[slot.message] = Span(start, span.end + slot.end)
+    return Rendered(''.join(pieces), tuple(contents), answers)

@@ -30,6 +30,8 @@ class PackSampler(Sampler[list[SampleKey]]):
         DataError: there is not one pack, or with 'drop' not enough for one step.
     """
 
+    endless = False
+
     def __init__(
         self,
         plan: Callable[..., Plan],
@@ -46,7 +48,8 @@ class PackSampler(Sampler[list[SampleKey]]):
         self.epoch = 0
         self.consumed = 0  # packs of this epoch, over all ranks
         self.batch_size = 1  # packs per micro-batch; mmengine asks for it
-        self._cached: tuple[int, Plan] | None = None
+        self._cached: tuple[int, Plan] | None = None  # of the current epoch
+        self._counts: dict[int, int] = {}  # packs of every epoch that was planned
         if self.steps_in_epoch(0) == 0:
             raise DataError(
                 f'{len(self.plan)} packs of samples do not make one optimizer step of {self.packs_per_step}'
@@ -60,18 +63,19 @@ class PackSampler(Sampler[list[SampleKey]]):
     @property
     def plan(self) -> Plan:
         """The packs of the current epoch."""
-        return self.plan_of(self.epoch)
-
-    def plan_of(self, epoch: int) -> Plan:
-        """The packs of any epoch; the last one asked for is kept."""
-        if self._cached is None or self._cached[0] != epoch:
-            self._cached = (epoch, self._make_plan(epoch=epoch))
+        if self._cached is None or self._cached[0] != self.epoch:
+            self._cached = (self.epoch, self._make_plan(epoch=self.epoch))
         return self._cached[1]
+
+    def packs_in_epoch(self, epoch: int) -> int:
+        """Packs of any epoch, over all ranks; counted once."""
+        if epoch not in self._counts:
+            self._counts[epoch] = len(self.plan if epoch == self.epoch else self._make_plan(epoch=epoch))
+        return self._counts[epoch]
 
     def steps_in_epoch(self, epoch: int) -> int:
         """Optimizer steps of an epoch."""
-        packs = len(self.plan_of(epoch))
-        full, rest = divmod(packs, self.packs_per_step)
+        full, rest = divmod(self.packs_in_epoch(epoch), self.packs_per_step)
         return full + (1 if rest and self.tail == 'fill' else 0)
 
     def next_step(self) -> int:
@@ -97,13 +101,23 @@ class PackSampler(Sampler[list[SampleKey]]):
         """Micro-batches of this rank, from the first pack that was not consumed."""
         plan, epoch = self.plan, self.epoch
         for start in range(self.consumed, len(plan), self.packs_per_step):
-            group = plan[start : start + self.packs_per_step]
-            if len(group) < self.packs_per_step and self.tail == 'drop':
-                return
-            for first in range(0, len(group), self.world_size):
-                mine = first + self.rank
-                pack, supervised = (group[mine], True) if mine < len(group) else (group[0], False)
-                yield [SampleKey(epoch, index, supervised) for index in pack]
+            yield from self._share(plan, epoch=epoch, start=start)
+
+    def current_packs(self) -> list[list[SampleKey]]:
+        """This rank's micro-batches of the step that is being learned, until ``finish_step`` is called."""
+        return self._share(self.plan, epoch=self.epoch, start=self.consumed)
+
+    def _share(self, plan: Plan, *, epoch: int, start: int) -> list[list[SampleKey]]:
+        """This rank's part of the step that begins with pack ``start``; empty if that step is left out."""
+        group = plan[start : start + self.packs_per_step]
+        if len(group) < self.packs_per_step and self.tail == 'drop':
+            return []
+        micro_batches = []
+        for first in range(0, len(group), self.world_size):
+            mine = first + self.rank
+            pack, supervised = (group[mine], True) if mine < len(group) else (group[0], False)
+            micro_batches.append([SampleKey(epoch, index, supervised) for index in pack])
+        return micro_batches
 
     def state_dict(self) -> dict[str, Any]:
         """Where the data stands, in plain numbers."""

@@ -1,10 +1,12 @@
 """Rows from files, folders and the hub.
 
-Rows of json, jsonl and csv files are read into memory as they are (no common schema is forced on them). Everything
-else is an Arrow table on disk, of which a row is read when it is asked for; image columns are never decoded.
+Rows of json and jsonl files stay in their file, those of csv files are read into memory; no common schema is forced on
+them. Everything else is an Arrow table on disk. Of files and tables a row is read when it is asked for; image columns
+are never decoded.
 """
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -12,14 +14,14 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
+from vlmtune.data.file_rows import FileRows, Row
 from vlmtune.utils.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Row = dict[str, Any]
 _HUB_ID = re.compile(r'[\w-][\w.-]*(/[\w-][\w.-]*)?')
 
 
@@ -28,13 +30,14 @@ class ListRows(Sequence[Row]):
 
     Args:
         rows: the rows.
-        name: the file's name, for messages.
-        lines: for every row the line it starts on, counted from 1; None where rows have no lines of their own.
+        path: their file.
+        lines: for every row the line it starts on, counted from 1.
     """
 
-    def __init__(self, rows: list[Row], *, name: str, lines: list[int] | None = None) -> None:
+    def __init__(self, rows: list[Row], *, path: Path, lines: list[int]) -> None:
         self.rows = rows
-        self.name = name
+        self.path = path
+        self.name = path.name
         self.lines = lines
 
     def __len__(self) -> int:
@@ -48,8 +51,12 @@ class ListRows(Sequence[Row]):
         return self.rows[index]
 
     def where(self, index: int) -> str:
-        """``train.jsonl:812``, or ``train.json[811]`` where rows have no lines."""
-        return f'{self.name}:{self.lines[index]}' if self.lines is not None else f'{self.name}[{index}]'
+        """``train.csv:812``."""
+        return f'{self.name}:{self.lines[index]}'
+
+    def fingerprint(self) -> str:
+        """A hash of the rows."""
+        return _hash_of_values(self.rows)
 
 
 class TableRows(Sequence[Row]):
@@ -84,15 +91,39 @@ class TableRows(Sequence[Row]):
         """``train.parquet[811]``."""
         return f'{self.name}[{index}]'
 
+    def fingerprint(self) -> str:
+        """The name that ``datasets`` gives to the content of the table."""
+        return str(self.dataset._fingerprint)
+
+
+LoadedRows: TypeAlias = FileRows | ListRows | TableRows
+
 
 def where(rows: Sequence[Any], index: int) -> str:
     """The place of a row for messages: ``train.jsonl:812`` (a line, from 1) or ``train.parquet[811]`` (from 0)."""
-    if isinstance(rows, ListRows | TableRows):
+    if isinstance(rows, LoadedRows):
         return rows.where(index)
     return f'rows[{index}]'
 
 
-def load_rows(path: str | os.PathLike[str], *, split: str = 'train', name: str | None = None) -> ListRows | TableRows:
+def fingerprint(rows: Sequence[Any]) -> str | None:
+    """What changes when a row does: a hash of the file or of the rows; None where rows in memory are not plain data."""
+    if isinstance(rows, LoadedRows):
+        return rows.fingerprint()
+    try:
+        return _hash_of_values(rows)
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+def _hash_of_values(rows: Sequence[Any]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True).encode() + b'\n')
+    return digest.hexdigest()
+
+
+def load_rows(path: str | os.PathLike[str], *, split: str = 'train', name: str | None = None) -> LoadedRows:
     """The rows of a data set.
 
     Args:
@@ -102,12 +133,13 @@ def load_rows(path: str | os.PathLike[str], *, split: str = 'train', name: str |
         name: the configuration (subset) of a folder or hub data set.
 
     Raises:
-        DataError: not found, broken (with file and line), empty, of an unknown kind, or without that split.
+        DataError: not found, broken, empty, of an unknown kind, or without that split. What is wrong inside a .json or
+            .jsonl file is said when its rows are first asked for.
     """
     text = os.fspath(path)
     local = Path(os.path.expanduser(text))
     if local.is_dir():
-        rows: ListRows | TableRows = _read_folder(local, split=split, name=name)
+        rows: LoadedRows = _read_folder(local, split=split, name=name)
     elif local.exists():
         reader = _READERS.get(local.suffix.lower())
         if reader is None:
@@ -121,12 +153,12 @@ def load_rows(path: str | os.PathLike[str], *, split: str = 'train', name: str |
         rows = _read_hub(text, split=split, name=name)
     else:
         raise DataError(f'data file not found: {local.absolute()}; check the path in the config (data_path)')
-    if not len(rows):
+    if not isinstance(rows, FileRows) and not len(rows):
         raise DataError(f'{text} holds no rows; expected at least one')
     return rows
 
 
-# ---- files read into memory
+# ---- text files
 
 
 def _read_text(path: Path) -> str:
@@ -138,51 +170,6 @@ def _read_text(path: Path) -> str:
         ) from error
     except OSError as error:
         raise DataError(f'{path.absolute()} cannot be read: {error.strerror}') from error
-
-
-def _parse(text: str, *, path: Path, line: int, hint: str = '') -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        at = line + error.lineno - 1
-        raise DataError(f'{path.absolute()}:{at}: broken JSON at column {error.colno}: {error.msg}{hint}') from error
-    except RecursionError as error:
-        raise DataError(f'{path.absolute()}:{line}: JSON nested too deeply') from error
-
-
-def _check_row(row: Any, place: str) -> Row:
-    if not isinstance(row, dict):
-        raise DataError(f'{place}: a row is of type {type(row).__name__}; expected an object')
-    return row
-
-
-def _read_json(path: Path) -> ListRows:
-    value = _parse(
-        _read_text(path), path=path, line=1, hint='; if every line is an object of its own, name the file .jsonl'
-    )
-    if isinstance(value, dict):
-        if not isinstance(value.get('data'), list):
-            keys = ', '.join(map(repr, list(value)[:8]))
-            raise DataError(
-                f"{path.absolute()} is one object with the keys {keys}; expected a list of rows, or one under 'data'"
-            )
-        value = value['data']
-    if not isinstance(value, list):
-        raise DataError(f'{path.absolute()} holds a {type(value).__name__}; expected a list of rows')
-    return ListRows([_check_row(row, f'{path.absolute()}[{i}]') for i, row in enumerate(value)], name=path.name)
-
-
-def _read_jsonl(path: Path) -> ListRows:
-    rows, lines = [], []
-    # Not splitlines(): it also breaks at characters that JSON allows inside a text, for example U+2028.
-    for number, line in enumerate(_read_text(path).split('\n'), start=1):
-        if line.strip():
-            value = _parse(
-                line, path=path, line=number, hint='; every line must be one object (else name the file .json)'
-            )
-            rows.append(_check_row(value, f'{path.absolute()}:{number}'))
-            lines.append(number)
-    return ListRows(rows, name=path.name, lines=lines)
 
 
 def _read_csv(path: Path) -> ListRows:
@@ -201,7 +188,7 @@ def _read_csv(path: Path) -> ListRows:
             start = reader.line_num + 1
     except csv.Error as error:
         raise DataError(f'{path.absolute()}:{reader.line_num}: broken CSV: {error}') from error
-    return ListRows(rows, name=path.name, lines=lines)
+    return ListRows(rows, path=path.absolute(), lines=lines)
 
 
 # ---- tables on disk
@@ -243,7 +230,10 @@ def _read_folder(path: Path, *, split: str, name: str | None) -> TableRows:
     folder = str(path.absolute())
     if (path / 'dataset_dict.json').is_file():
         info = path / 'dataset_dict.json'
-        splits = _parse(_read_text(info), path=info, line=1).get('splits', [])
+        try:
+            splits = json.loads(_read_text(info)).get('splits', [])
+        except json.JSONDecodeError as error:
+            raise DataError(f'{info.absolute()}:{error.lineno}: broken JSON: {error.msg}') from error
         if split not in splits:
             raise DataError(f'{folder} has no split {split!r}, only {", ".join(splits)}; set split')
         return _read_table(lambda: _datasets().load_from_disk(folder)[split], what=folder, name=f'{path.name}/{split}')
@@ -265,9 +255,9 @@ def _read_hub(hub_id: str, *, split: str, name: str | None) -> TableRows:
     return _read_table(lambda: _datasets().load_dataset(hub_id, name, split=split), what=what, name=f'{hub_id}/{split}')
 
 
-_READERS: dict[str, Callable[[Path], ListRows | TableRows]] = {
-    '.json': _read_json,
-    '.jsonl': _read_jsonl,
+_READERS: dict[str, Callable[[Path], LoadedRows]] = {
+    '.json': FileRows,
+    '.jsonl': FileRows,
     '.parquet': _read_parquet,
     '.arrow': _read_arrow,
     '.csv': _read_csv,

@@ -37,6 +37,25 @@ def _chatml(before: str = '', **kwargs: str) -> str:
     return _turns(before, **roles, **kwargs)  # type: ignore[arg-type]
 
 
+# One question and one answer: images, bos, the question and a line break, which the answer follows at once.
+_PALIGEMMA = """
+{%- if messages | rejectattr('role', 'equalto', 'system') | list | length > 2 -%}
+  {{- raise_exception('the model takes one question and one answer; make a row of each turn') -}}
+{%- endif -%}
+{%- set row = namespace(images='', question='', answer='') -%}
+{%- for m in messages -%}
+  {%- set parts = [{'type': 'text', 'text': m['content']}] if m['content'] is string else m['content'] -%}
+  {%- for p in parts -%}
+    {%- if p['type'] == 'image' -%}{%- set row.images = row.images + '<image>' -%}
+    {%- elif m['role'] == 'assistant' -%}{%- set row.answer = row.answer + p['text'] -%}
+    {%- else -%}{%- set row.question = row.question + p['text'] -%}{%- endif -%}
+  {%- endfor -%}
+  {%- if m['role'] == 'system' -%}{%- set row.question = row.question + '\\n' -%}{%- endif -%}
+{%- endfor -%}
+{{- row.images + bos_token + row.question + '\\n' -}}
+{%- if messages[-1]['role'] == 'assistant' -%}{{- row.answer | trim + eos_token -}}{%- endif -%}
+"""
+
 TEMPLATES: dict[str, str] = {
     'chatml': _chatml(),
     'internlm2_chat': _chatml('{{ bos_token }}'),
@@ -60,6 +79,7 @@ TEMPLATES: dict[str, str] = {
         user=('### Instruction:\n', '\n\n'),
         assistant=('### Response:\n', '{{ eos_token }}\n\n'),
     ),
+    'paligemma': _PALIGEMMA.strip(),
 }
 
 

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlmtune.data.map_fns.marks import place_images
+from vlmtune.data.map_fns.objects import place_objects
 from vlmtune.data.map_fns.rows import check_keys, image_refs, optional_text, require_text
 from vlmtune.data.map_fns.turns import Turn, build_conversation
-from vlmtune.structures import Conversation, ImageRef, Role
+from vlmtune.structures import BoxConvention, Conversation, ImageRef, Role
 from vlmtune.utils.errors import DataError
 
 
-def alpaca_map_fn(row: Mapping[str, Any]) -> Conversation:
+def alpaca_map_fn(row: Mapping[str, Any], *, boxes: BoxConvention | None = None) -> Conversation:
     """``{"instruction", "input", "output", "system", "history": [[question, answer], ...], "images"}``.
 
     The question is the instruction and, on a new line, the input; ``<noinput>`` counts as no input. Only
@@ -32,14 +33,15 @@ def alpaca_map_fn(row: Mapping[str, Any]) -> Conversation:
     question = '\n'.join(text for text in (instruction, '' if added == '<noinput>' else added) if text)
     output = require_text(row, 'output')
     if output == '<nooutput>':
-        raise DataError("'output' is '<nooutput>'; expected an answer, remove the row")
+        raise DataError("'output' is '<nooutput>'; expected an answer, remove the row", kind='empty_answer')
     texts += [('user', question, "'instruction'"), ('assistant', output, "'output'")]
 
     refs = image_refs(row)
     placed: list[list[str | ImageRef]] = [[text] for _, text, _ in texts]
     if refs:
         placed = place_images([text for _, text, _ in texts], refs)
-    return build_conversation([Turn(role, pieces, name) for (role, _, name), pieces in zip(texts, placed, strict=True)])
+    turns = [Turn(role, pieces, name) for (role, _, name), pieces in zip(texts, placed, strict=True)]
+    return build_conversation(place_objects(turns, row, boxes=boxes))
 
 
 def _history(row: Mapping[str, Any]) -> list[tuple[str, str]]:

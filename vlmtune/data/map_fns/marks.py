@@ -45,7 +45,8 @@ def place_images(texts: Sequence[str], refs: Sequence[ImageRef]) -> list[list[st
     count = sum(isinstance(piece, Mark) for pieces in split for piece in pieces)
     if count != len(refs):
         marks, images = plural(count, '<image> mark'), plural(len(refs), 'image')
-        raise DataError(f'has {marks} but {images}; expected one mark per image, fix the row')
+        message = f'has {marks} but {images}; expected one mark per image, fix the row'
+        raise DataError(message, kind='mark_mismatch')
     left = iter(refs)
     return [[next(left) if isinstance(piece, Mark) else piece for piece in pieces] for pieces in split]
 

@@ -6,16 +6,17 @@ from typing import Any
 
 from vlmtune.data.image_refs import to_image_ref
 from vlmtune.data.map_fns.marks import IMAGE_MARK, Mark, place_images, split_at_marks
+from vlmtune.data.map_fns.objects import place_objects
 from vlmtune.data.map_fns.rows import image_refs, require_list, require_mapping, require_text
 from vlmtune.data.map_fns.turns import Turn, build_conversation, parse_role
-from vlmtune.structures import Conversation, ImageRef, Role
+from vlmtune.structures import BoxConvention, Conversation, ImageRef, Role
 from vlmtune.utils.errors import DataError
 
 _ROLES: dict[str, Role] = {'user': 'user', 'assistant': 'assistant'}
 _NAMED_MARK = re.compile(r'<image_\d+>')
 
 
-def minicpmv_map_fn(row: Mapping[str, Any]) -> Conversation:
+def minicpmv_map_fn(row: Mapping[str, Any], *, boxes: BoxConvention | None = None) -> Conversation:
     """``{"id", "image", "conversations": [{"role": "user" | "assistant", "content"}]}``.
 
     ``image`` is missing (text only), one image or a list, shown at the ``<image>`` marks in order; or a dict
@@ -31,8 +32,9 @@ def minicpmv_map_fn(row: Mapping[str, Any]) -> Conversation:
         roles.append(parse_role(message.get('role'), _ROLES, where=f"conversations[{i}]['role']"))
         texts.append(require_text(message, 'content', where=f'conversations[{i}]'))
     placed = _place(texts, row)
-    turns = zip(roles, placed, strict=True)
-    return build_conversation([Turn(role, pieces, f'conversations[{i}]') for i, (role, pieces) in enumerate(turns)])
+    spoken = enumerate(zip(roles, placed, strict=True))
+    turns = [Turn(role, pieces, f'conversations[{i}]') for i, (role, pieces) in spoken]
+    return build_conversation(place_objects(turns, row, boxes=boxes))
 
 
 def _place(texts: Sequence[str], row: Mapping[str, Any]) -> list[list[str | ImageRef]]:
@@ -53,7 +55,8 @@ def _place_named(texts: Sequence[str], named: Mapping[str, ImageRef]) -> list[li
     split = [split_at_marks(text, _NAMED_MARK) for text in texts]
     marks = {piece.name for pieces in split for piece in pieces if isinstance(piece, Mark)}
     if marks != set(named):
-        raise DataError(f'has the marks {_list(marks)} but the images {_list(named)}; expected a mark for each image')
+        message = f'has the marks {_list(marks)} but the images {_list(named)}; expected a mark for each image'
+        raise DataError(message, kind='mark_mismatch')
     return [[named[piece.name] if isinstance(piece, Mark) else piece for piece in pieces] for pieces in split]
 
 

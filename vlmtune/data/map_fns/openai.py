@@ -5,16 +5,17 @@ from typing import Any
 
 from vlmtune.data.image_refs import to_image_ref
 from vlmtune.data.map_fns.marks import Mark, plural, split_at_marks
+from vlmtune.data.map_fns.objects import place_objects
 from vlmtune.data.map_fns.rows import image_refs, require_list, require_mapping, require_text
 from vlmtune.data.map_fns.turns import Turn, build_conversation, parse_role
-from vlmtune.structures import Conversation, ImageRef, Role
+from vlmtune.structures import BoxConvention, Conversation, ImageRef, Role
 from vlmtune.utils.errors import DataError
 
 _ROLES: dict[str, Role] = {'system': 'system', 'developer': 'system', 'user': 'user', 'assistant': 'assistant'}
 _IMAGE_KEYS = ('image', 'path', 'base64', 'url')
 
 
-def openai_map_fn(row: Mapping[str, Any]) -> Conversation:
+def openai_map_fn(row: Mapping[str, Any], *, boxes: BoxConvention | None = None) -> Conversation:
     """``{"messages": [{"role", "content", "loss"}], "images": [...]}``.
 
     ``content`` is a text or a list of parts::
@@ -41,7 +42,7 @@ def openai_map_fn(row: Mapping[str, Any]) -> Conversation:
         role = parse_role(message.get('role'), _ROLES, where=f"{where}['role']")
         turns.append(Turn(role, _pieces(message, images, where=where), where, _loss(message, where=where)))
     images.finish()
-    return build_conversation(turns, alternate=False)
+    return build_conversation(place_objects(turns, row, boxes=boxes), alternate=False)
 
 
 class _RowImages:
@@ -60,7 +61,8 @@ class _RowImages:
         if isinstance(index, bool) or not isinstance(index, int):
             raise DataError(f'{where} has the image index {index!r}; expected a whole number')
         if not 0 <= index < len(self.refs):
-            raise DataError(f'{where} shows image {index}, but the row has {len(self.refs)} images; indices start at 0')
+            message = f'{where} shows image {index}, but the row has {len(self.refs)} images; indices start at 0'
+            raise DataError(message, kind='mark_mismatch')
         self.indices.add(index)
         return self.refs[index]
 
@@ -71,7 +73,8 @@ class _RowImages:
         shown = len(self.indices) or self.in_order
         if shown != len(self.refs):
             given = plural(len(self.refs), 'image')
-            raise DataError(f'shows {plural(shown, "image")} but has {given}; expected the same number, fix the row')
+            message = f'shows {plural(shown, "image")} but has {given}; expected the same number, fix the row'
+            raise DataError(message, kind='mark_mismatch')
 
 
 def _pieces(message: Mapping[str, Any], images: _RowImages, *, where: str) -> list[str | ImageRef]:

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlmtune.data.map_fns.marks import place_images
+from vlmtune.data.map_fns.objects import place_objects
 from vlmtune.data.map_fns.rows import image_refs, optional_text, require_list, require_mapping, require_text
 from vlmtune.data.map_fns.turns import Turn, build_conversation, parse_role
-from vlmtune.structures import Conversation, Role
+from vlmtune.structures import BoxConvention, Conversation, Role
 from vlmtune.utils.errors import DataError
 
 _ROLES: dict[str, Role] = {
@@ -18,7 +19,7 @@ _ROLES: dict[str, Role] = {
 }
 
 
-def sharegpt_map_fn(row: Mapping[str, Any]) -> Conversation:
+def sharegpt_map_fn(row: Mapping[str, Any], *, boxes: BoxConvention | None = None) -> Conversation:
     """``{"conversations": [{"from", "value"}], "images": [...], "system": "..."}``.
 
     ``from`` is human or user, gpt or assistant, or (first only) system; a system text may stand beside the
@@ -40,4 +41,5 @@ def sharegpt_map_fn(row: Mapping[str, Any]) -> Conversation:
             raise DataError("has a system text in 'system' and in conversations[0]; expected one of them")
         roles, texts, names = ['system', *roles], [system, *texts], ["'system'", *names]
     placed = place_images(texts, image_refs(row))
-    return build_conversation([Turn(*turn) for turn in zip(roles, placed, names, strict=True)])
+    turns = [Turn(*turn) for turn in zip(roles, placed, names, strict=True)]
+    return build_conversation(place_objects(turns, row, boxes=boxes))

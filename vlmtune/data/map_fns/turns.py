@@ -3,16 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vlmtune.structures import Conversation, ImagePart, ImageRef, Message, Part, Role, TextPart
+from vlmtune.structures import BoxPart, Conversation, ImagePart, ImageRef, Message, Part, Role, TextPart
 from vlmtune.utils.errors import DataError
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One message, images in place; ``where`` is what errors call it, for example ``conversations[2]``."""
+    """One message, images and boxes in place; ``where`` is what errors call it, for example ``conversations[2]``."""
 
     role: Role
-    pieces: Sequence[str | ImageRef]
+    pieces: Sequence[str | ImageRef | BoxPart]
     where: str
     loss: bool | None = None
 
@@ -58,8 +58,10 @@ def build_conversation(turns: Sequence[Turn], *, alternate: bool = True) -> Conv
 def _check_turn(turn: Turn) -> None:
     text = ''.join(piece for piece in turn.pieces if isinstance(piece, str))
     images = sum(isinstance(piece, ImageRef) for piece in turn.pieces)
-    if not text.strip() and (not images or turn.role == 'assistant'):
-        raise DataError(f'{turn.where} ({turn.role}) is empty; expected text')
+    boxes = sum(isinstance(piece, BoxPart) for piece in turn.pieces)
+    if not text.strip() and not boxes and (not images or turn.role == 'assistant'):
+        kind = 'empty_answer' if turn.role == 'assistant' else 'wrong_row'
+        raise DataError(f'{turn.where} ({turn.role}) is empty; expected text', kind=kind)
     if images and turn.role == 'system':
         raise DataError(f'{turn.where} puts an image into a system message; expected it in a user message')
     if turn.loss is True and turn.role != 'assistant':
@@ -94,6 +96,8 @@ def _number_images(turns: Sequence[Turn]) -> Conversation:
             if isinstance(piece, ImageRef):
                 parts.append(ImagePart(len(images)))
                 images.append(piece)
+            elif isinstance(piece, BoxPart):
+                parts.append(piece)
             elif piece:
                 parts.append(TextPart(piece))
         messages.append(Message(turn.role, tuple(parts), turn.loss if turn.role == 'assistant' else None))

@@ -1,0 +1,105 @@
+"""Rows of a json or jsonl file, which stay in the file: a row is read and parsed when it is asked for."""
+
+import hashlib
+import json
+import os
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from vlmtune.data.json_index import RowIndex, index_lines, index_list
+from vlmtune.utils.errors import DataError
+
+Row = dict[str, Any]
+
+
+class FileRows(Sequence[Row]):
+    """Rows of a file. Where they begin is found out when the first is asked for, and takes 24 bytes a row.
+
+    A row that is broken is an error of that row where rows are lines, and of the file where they are not.
+
+    Args:
+        path: a .json or .jsonl file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.name = path.name
+        self.has_lines = path.suffix.lower() == '.jsonl'
+        self._places: RowIndex | None = None
+        self._file: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, '_places': None, '_file': None}  # cheap to send; another process finds out itself
+
+    @property
+    def places(self) -> RowIndex:
+        """Where the rows are.
+
+        Raises:
+            DataError: the file is broken, or holds no rows.
+        """
+        if self._places is None:
+            found = index_lines(self.path) if self.has_lines else index_list(self.path)
+            if not len(found.starts):
+                raise DataError(f'{self.path} holds no rows; expected at least one', kind='unreadable_row')
+            self._places = found
+        return self._places
+
+    def __len__(self) -> int:
+        return len(self.places.starts)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]  # negative ones; IndexError
+        row = self._parse(index)
+        if not isinstance(row, dict):
+            message = f'{self._full_place(index)}: a row is of type {type(row).__name__}; expected an object'
+            raise DataError(message, kind='unreadable_row')
+        return row
+
+    def where(self, index: int) -> str:
+        """``train.jsonl:812``, or ``train.json[811]`` where rows have no lines."""
+        lines = self.places.lines
+        return f'{self.name}[{index}]' if lines is None else f'{self.name}:{lines[index]}'
+
+    def fingerprint(self) -> str:
+        """A hash of the content of the file.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        try:
+            with self.path.open('rb') as file:
+                return hashlib.file_digest(file, 'sha256').hexdigest()
+        except OSError as error:
+            raise DataError(f'{self.path} cannot be read: {error.strerror}', kind='unreadable_row') from error
+
+    def _full_place(self, index: int) -> str:
+        return str(self.path.parent / self.where(index))
+
+    def _parse(self, index: int) -> Any:
+        start, end = int(self.places.starts[index]), int(self.places.ends[index])
+        try:
+            return json.loads(self._read(start, end - start).decode('utf-8'))
+        except UnicodeDecodeError as error:
+            reason = f'not UTF-8 text (byte {start + error.start}: {error.reason}); save it as UTF-8'
+        except json.JSONDecodeError as error:
+            hint = 'every line must be one object (else name the file .json)'
+            reason = f'broken JSON at column {error.colno}: {error.msg}; {hint}'
+        except RecursionError:
+            reason = 'JSON nested too deeply'
+        raise DataError(f'{self._full_place(index)}: {reason}', kind='unreadable_row')
+
+    def _read(self, start: int, count: int) -> bytes:
+        # Not a memory map: a file that is cut while a run goes on would kill the process, here it is an error.
+        if self._file is None:
+            self._file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self._file)
+        return os.pread(self._file, count, start)

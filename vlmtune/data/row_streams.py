@@ -1,0 +1,132 @@
+"""Rows that come one after the other: sources that are too large to be planned ahead, or have no end that is known."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from vlmtune.utils.errors import DataError
+
+Row = Mapping[str, Any]
+
+
+class StreamRow(NamedTuple):
+    """One row of a stream.
+
+    Attributes:
+        load: gives the row, or raises a DataError if it is broken.
+        where: its place, for messages: ``train.jsonl:812``.
+        after: the position of the row after it.
+    """
+
+    load: Callable[[], Row]
+    where: str
+    after: tuple[int, ...]
+
+
+class RowStream(Protocol):
+    """A source that can be read from a position on; ``()`` is its start."""
+
+    def read(self, position: Sequence[int] = ()) -> Iterator[StreamRow]:
+        """The rows from a position on."""
+        ...
+
+
+class LineStream:
+    """The lines of a .jsonl file; a position is (byte, lines before it).
+
+    Args:
+        path: of the file.
+
+    Raises:
+        DataError: there is no such file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise DataError(f'data file not found: {path.absolute()}; check the path in the config (data_path)')
+        self.path = path
+
+    def read(self, position: Sequence[int] = ()) -> Iterator[StreamRow]:
+        """The rows from a position on; empty lines are none."""
+        byte, line = position or (0, 0)
+        with self.path.open('rb') as file:
+            file.seek(byte)
+            for text in file:
+                byte, line = byte + len(text), line + 1
+                if text.strip():
+                    place = f'{self.path.name}:{line}'
+                    yield StreamRow(partial(_parse_line, text, place), place, (byte, line))
+
+
+class IterableStream:
+    """Anything that can be iterated over again and again; a position is the number of rows before it.
+
+    Args:
+        rows: a Hugging Face ``IterableDataset``, a list, ...
+        name: for messages.
+    """
+
+    def __init__(self, rows: Iterable[Row], *, name: str) -> None:
+        self.rows, self.name = rows, name
+
+    def read(self, position: Sequence[int] = ()) -> Iterator[StreamRow]:
+        """The rows from a position on; a data set that can skip does, others are read over."""
+        (first,) = position or (0,)
+        skip = getattr(self.rows, 'skip', None)
+        rest = islice(self.rows, first, None) if skip is None else skip(first)
+        for number, row in enumerate(rest, start=first):
+            yield StreamRow(partial(_given, row), f'{self.name}[{number}]', (number + 1,))
+
+
+def stream_rows(
+    path: str | os.PathLike[str], *, split: str = 'train', name: str | None = None
+) -> LineStream | IterableStream:
+    """The rows of a data set, one after the other; nothing is read ahead or written to disk.
+
+    Args:
+        path: a .jsonl file, which is read line by line and resumed by seeking; a .parquet or .arrow file; or the id of
+            a data set on the hub or a folder, which ``datasets`` streams.
+        split, name: of a folder or a data set on the hub.
+
+    Raises:
+        DataError: there is no such file, or it cannot be read.
+    """
+    text = os.fspath(path)
+    local = Path(text).expanduser()
+    if local.suffix == '.jsonl':
+        return LineStream(local)
+    from datasets import load_dataset  # noqa: PLC0415  (it takes seconds, and json files need none of it)
+
+    kind = {'.parquet': 'parquet', '.arrow': 'arrow', '.json': 'json', '.csv': 'csv'}.get(local.suffix)
+    if kind is not None and not local.is_file():
+        raise DataError(f'data file not found: {local.absolute()}; check the path in the config (data_path)')
+    try:
+        if kind is None:
+            found = load_dataset(str(local) if local.is_dir() else text, name, split=split, streaming=True)
+        else:
+            found = load_dataset(kind, data_files=str(local), split='train', streaming=True)
+    except (OSError, ValueError) as error:
+        raise DataError(f'{text} cannot be streamed: {" ".join(str(error).split())}') from error
+    return IterableStream(found.decode(False), name=local.name)  # images stay dict(bytes=, path=)
+
+
+def _given(row: Row) -> Row:
+    return row
+
+
+def _parse_line(text: bytes, place: str) -> Row:
+    try:
+        row = json.loads(text.decode('utf-8-sig'))
+    except UnicodeDecodeError as error:
+        raise DataError(f'{place}: not UTF-8 text ({error.reason}); save it as UTF-8', kind='unreadable_row') from error
+    except json.JSONDecodeError as error:
+        raise DataError(f'{place}: broken JSON at column {error.colno}: {error.msg}', kind='unreadable_row') from error
+    except RecursionError as error:
+        raise DataError(f'{place}: JSON nested too deeply', kind='unreadable_row') from error
+    if not isinstance(row, dict):
+        raise DataError(f'{place}: a row is of type {type(row).__name__}; expected an object', kind='unreadable_row')
+    return row
