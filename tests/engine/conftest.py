@@ -74,6 +74,7 @@ custom_hooks = [dict(type=DatasetInfoHook), dict(type=EvaluateChatHook, every_n_
                 inputs=evaluation_inputs, images=evaluation_images, max_new_tokens=4,
                 generation={generation})]
 experiment_name = '{name}'
+plan_cache_dir = None
 randomness = dict(seed=seed)
 """
 _NUMBERS = count()  # mmengine keeps the scalars of runs by name: two runs of one second must not meet
@@ -119,7 +120,7 @@ def run(write_recipe, tmp_path) -> Callable[..., Path]:
     return go
 
 
-_CLOCKS = ('time', 'tokens_per_second', 'memory')
+_CLOCKS = ('time', 'per_second', 'tflops', 'memory')
 
 
 @pytest.fixture(scope='session')

@@ -3,10 +3,12 @@ import torch
 from PIL import Image
 from transformers import TextStreamer
 
-from vlmtune.data import Processor
+from vlmtune.data import Collator, Processor
+from vlmtune.data.images import load_image
 from vlmtune.evaluation import generate, stop_tokens
 from vlmtune.evaluation.generation import answering, encode_prompt, prompt_inputs
 from vlmtune.models import SupervisedFinetune, load_model
+from vlmtune.ops import mrope_positions
 from vlmtune.structures import Conversation, ImagePart, ImageRef, Message, TextPart
 from vlmtune.utils.errors import ConfigError, DataError
 
@@ -36,15 +38,49 @@ def load(tiny_model, family, **options):
     return load_model(path, dtype=torch.float32, **options)[0], Processor(path)
 
 
-@pytest.mark.parametrize('family', ['llama', 'llava', 'qwen2_5_vl', 'internvl', 'smolvlm'])
+FAMILIES = [
+    *('llama', 'llava', 'qwen2_5_vl', 'internvl', 'smolvlm'),
+    *('llava_next', 'llava_onevision', 'gemma3', 'paligemma', 'qwen3_5'),
+]
+
+
+@pytest.mark.parametrize('family', FAMILIES)
 def test_answers_in_batches_equal_answers_one_by_one(tiny_model, images, family):
     model, processor = load(tiny_model, family)
+    if family == 'paligemma':  # it scales embeddings up: what the last token says would drown all others
+        model.get_input_embeddings().weight.data /= 32
     shown = [(), (images[0],), tuple(images), ()] if processor.family.has_vision else [()] * 4
     conversations = [ask(text, *files) for text, files in zip(TEXTS, shown, strict=True)]
     alone = generate(model, processor, conversations, max_new_tokens=8)
     assert len(set(alone)) > 2  # the model does hear the question
     for batch_size in (2, 4):
         assert generate(model, processor, conversations, batch_size=batch_size, max_new_tokens=8) == alone
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_the_first_token_is_what_training_would_make_likeliest(tiny_model, images, family):
+    """The model sees an answer's prompt as it saw it in training: the same attention, the same images."""
+    path = str(tiny_model(family, amplify=4.0))
+    model, processor = SupervisedFinetune(path, tune=dict(llm='full'), dtype='float32').eval(), Processor(path)
+    question = ask(TEXTS[1], *(images if processor.family.has_vision else ()))
+    sample = encode_prompt(processor, question)
+    ids = torch.from_numpy(sample.input_ids).long()
+    pictures = processor.image_inputs([load_image(image) for image in sample.images])
+    batch = dict(input_ids=ids, labels=torch.full_like(ids, -100), position_ids=positions(processor, ids, pictures))
+    batch |= processor.token_types(ids, batch['labels'])
+    collate = Collator(processor.family, pad_token_id=0, pack=False)
+    with torch.no_grad():
+        logits = model.model(**model.model_inputs(collate([{**batch, **pictures}])), use_cache=False).logits[0, -1]
+    assert new_tokens(model.model, processor, question, max_new_tokens=1) == [int(logits.argmax())]
+
+
+def positions(processor, ids, pictures):
+    text = torch.arange(len(ids))
+    if processor.family.positions == 'rope':
+        return text
+    grid, merge = pictures['image_grid_thw'], processor.image_processor.merge_size
+    axes = mrope_positions(ids, image_token_id=processor.image_token_id, image_grid_thw=grid, merge_size=merge)
+    return torch.cat([text[None], axes])
 
 
 def test_prompts_are_padded_on_the_left(tiny_model, images):

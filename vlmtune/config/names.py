@@ -8,7 +8,8 @@ RUNNER_NAMES = frozenset(
     """
     processor model work_dir experiment_name train_dataloader optim_wrapper param_scheduler train_cfg
     val_dataloader val_evaluator val_cfg test_dataloader test_evaluator test_cfg strategy default_hooks custom_hooks
-    load_from resume launcher env_cfg log_processor log_level visualizer randomness default_scope
+    load_from resume launcher env_cfg log_processor log_level visualizer randomness default_scope vision_cache
+    plan_cache_dir
     """.split()
 )
 """What the Runner takes. Every other top-level name must be used by the file itself."""

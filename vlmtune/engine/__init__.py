@@ -6,9 +6,11 @@ from vlmtune.engine.hooks import (
     CheckpointHook,
     DatasetInfoHook,
     EvaluateChatHook,
+    MetricsFileHook,
     ProgressBarHook,
     ThroughputHook,
 )
+from vlmtune.engine.log_line import LogLine
 from vlmtune.engine.loops import TrainLoop
 from vlmtune.engine.optim import PartwiseOptimWrapperConstructor
 from vlmtune.engine.runner import Runner
@@ -20,6 +22,8 @@ __all__ = [
     'DatasetInfoHook',
     'DeepSpeedStrategy',
     'EvaluateChatHook',
+    'LogLine',
+    'MetricsFileHook',
     'PartwiseOptimWrapperConstructor',
     'ProgressBarHook',
     'Runner',

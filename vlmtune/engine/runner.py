@@ -13,13 +13,17 @@ from mmengine.runner import FlexibleRunner, set_random_seed
 from safetensors.torch import load_file, save_file
 
 from vlmtune.config import dump_config, redact_secrets
+from vlmtune.config.signature import Signature
+from vlmtune.config.targets import find_target
 from vlmtune.data import Processor, StepDataLoader, SupervisedDataset, build_train_loader
 from vlmtune.engine import checkpoint
+from vlmtune.engine.hooks.isolation import IsolationHook
 from vlmtune.engine.optim import PartwiseOptimWrapperConstructor, unwrap
 from vlmtune.engine.precheck import build_custom_hooks
 from vlmtune.engine.schedules import schedules_in_steps
 from vlmtune.engine.state import message_state, rng_state, set_message_state
 from vlmtune.engine.strategies import DDPStrategy, SingleDeviceStrategy
+from vlmtune.engine.vision_cache import use_vision_cache
 from vlmtune.models import SupervisedFinetune
 from vlmtune.registry import DATASETS, MODELS, PROCESSORS
 from vlmtune.utils.device import find_device
@@ -31,13 +35,24 @@ WEIGHTS_FILE = 'model.safetensors'
 TRAINER_FILE = 'trainer.json'
 CONFIG_FILE = 'config.py'
 PROCESSOR_DIR = 'processor'
+BAD_SAMPLES_FILE = 'bad_samples.jsonl'
 
 
-def build_data(cfg: Config) -> tuple[Processor, StepDataLoader]:
-    """Processor, data set (planned and checked) and loader of a config."""
+def build_data(cfg: Config, *, bad_samples_file: Path | None = None) -> tuple[Processor, StepDataLoader]:
+    """Processor, data set (planned and checked) and loader of a config.
+
+    Args:
+        cfg: of the run.
+        bad_samples_file: where the data set writes what it could not use; None writes nothing.
+    """
     processor = PROCESSORS.build(cfg.processor)
     options = dict(cfg.train_dataloader)
-    dataset: SupervisedDataset = DATASETS.build(options.pop('dataset'), default_args=dict(processor=processor))
+    part = options.pop('dataset')
+    target = find_target(part['type'], must_exist=True)
+    known = Signature.of(target) if target is not None else None
+    offered = dict(cache_dir=cfg.get('plan_cache_dir'), bad_samples_file=bad_samples_file and str(bad_samples_file))
+    taken = {name: value for name, value in offered.items() if known is not None and name in known.names}
+    dataset: SupervisedDataset = DATASETS.build(part, default_args=dict(processor=processor, **taken))
     rank, world_size = get_dist_info()
     loader = build_train_loader(
         dataset,
@@ -50,10 +65,16 @@ def build_data(cfg: Config) -> tuple[Processor, StepDataLoader]:
     return processor, loader
 
 
-def build_model(cfg: Config, *, processor: Processor) -> SupervisedFinetune:
-    """The model of a config, with room for the processor's new tokens."""
+def build_model(cfg: Config, *, processor: Processor, device: str | None = None) -> SupervisedFinetune:
+    """The model of a config, with room for the processor's new tokens.
+
+    Args:
+        cfg: of the run.
+        processor: of the run.
+        device: 'meta' builds it without weights.
+    """
     defaults = dict(
-        vocab_size=len(processor.tokenizer) if processor.special_tokens else None, device=str(find_device())
+        vocab_size=len(processor.tokenizer) if processor.special_tokens else None, device=device or str(find_device())
     )
     return MODELS.build(cfg.model, default_args=defaults)
 
@@ -75,8 +96,11 @@ class Runner(FlexibleRunner):
             UserError: anything in the config, the data or the model that the user can mend.
         """
         set_random_seed(cfg.randomness.seed)  # new weights (LoRA) are a function of the seed
-        processor, loader = build_data(cfg)
+        bad_samples_file = Path(cfg.work_dir, BAD_SAMPLES_FILE) if get_dist_info()[0] == 0 else None
+        processor, loader = build_data(cfg, bad_samples_file=bad_samples_file)
         model = build_model(cfg, processor=processor)
+        if cfg.get('vision_cache') is not None:
+            use_vision_cache(model, loader.dataset, folder=cfg.vision_cache, workers=loader.num_workers)
         strategy = cfg.get('strategy') or dict(type=DDPStrategy if get_dist_info()[1] > 1 else SingleDeviceStrategy)
         optim_wrapper = {'constructor': PartwiseOptimWrapperConstructor, **cfg.optim_wrapper}
         given = (
@@ -106,6 +130,8 @@ class Runner(FlexibleRunner):
             **options,
         )
         runner.processor = processor
+        if getattr(loader.collate_fn, 'pack', False):
+            runner.register_hook(IsolationHook())
         return runner
 
     def build_train_loop(self, loop: Any) -> Any:

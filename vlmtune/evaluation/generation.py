@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from vlmtune.data import Processor
+from vlmtune.data.collate import join_images
 from vlmtune.data.images import load_image, read_image_size
-from vlmtune.structures import Conversation, Sample
+from vlmtune.structures import IGNORE_INDEX, Conversation, Sample
 from vlmtune.utils.errors import ConfigError, DataError
 
 
@@ -29,8 +30,8 @@ def prompt_inputs(
     """Prompts of one batch, padded on the left.
 
     Returns:
-        input_ids long[B, L], attention_mask long[B, L], mm_token_type_ids long[B, L] for families with three-axis
-        positions, and the image inputs.
+        input_ids long[B, L], attention_mask long[B, L], mm_token_type_ids or token_type_ids long[B, L] for families
+        that need them, and the image inputs.
     """
     longest = max(len(sample) for sample in samples)
     ids = torch.full((len(samples), longest), processor.tokenizer.pad_token_id, dtype=torch.long)
@@ -41,8 +42,13 @@ def prompt_inputs(
     inputs = dict(input_ids=ids, attention_mask=mask)
     if processor.family.positions == 'mrope':
         inputs['mm_token_type_ids'] = (ids == processor.image_token_id).long()
-    images = [load_image(image, root=image_root) for sample in samples for image in sample.images]
-    return {**inputs, **processor.image_inputs(images)}
+    if processor.family.token_types is not None:
+        labels = torch.full_like(ids, IGNORE_INDEX)  # the answer is still to come
+        inputs |= processor.token_types(ids, labels)
+    images = [
+        processor.image_inputs([load_image(image, root=image_root) for image in sample.images]) for sample in samples
+    ]
+    return {**inputs, **join_images(images, family=processor.family)}
 
 
 def stop_tokens(processor: Processor, from_model: int | Sequence[int] | None = None) -> list[int]:

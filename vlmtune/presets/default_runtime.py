@@ -3,14 +3,14 @@
 ``default_hooks.checkpoint.interval = save_steps``. Steps are optimizer steps.
 """
 
-from mmengine.hooks import IterTimerHook, LoggerHook, ParamSchedulerHook, RuntimeInfoHook
+from mmengine.hooks import LoggerHook, ParamSchedulerHook, RuntimeInfoHook
 
-from vlmtune.engine import CheckpointHook, ProgressBarHook, ThroughputHook
+from vlmtune.engine import CheckpointHook, LogLine, MetricsFileHook, ProgressBarHook, ThroughputHook
 
 default_hooks = dict(
     runtime_info=dict(type=RuntimeInfoHook),
-    timer=dict(type=IterTimerHook),
     throughput=dict(type=ThroughputHook),
+    metrics=dict(type=MetricsFileHook, interval=1),
     logger=dict(type=LoggerHook, interval=10, log_metric_by_epoch=False),
     progress=dict(type=ProgressBarHook),
     param_scheduler=dict(type=ParamSchedulerHook),
@@ -18,8 +18,9 @@ default_hooks = dict(
 )
 env_cfg = dict(cudnn_benchmark=False)
 log_level = 'INFO'
-log_processor = dict(by_epoch=False, window_size=10)
+log_processor = dict(type=LogLine, window_size=10)
 visualizer = None  # for example dict(type=Visualizer, vis_backends=[dict(type=TensorboardVisBackend)])
 load_from = None
 resume = False
+plan_cache_dir = '~/.cache/vlmtune/plans'  # tokenised data sets; None: every run makes its own
 randomness = dict(seed=None)

@@ -1,11 +1,13 @@
 """The log shows one sample as the model gets it."""
 
 import re
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, llava_map_fn, load_rows
-from vlmtune.engine.hooks.dataset_info import DatasetInfoHook, describe_sample
+from vlmtune.engine.hooks.dataset_info import DatasetInfoHook, describe_data, describe_sample
 from vlmtune.utils.errors import ConfigError
 
 
@@ -48,20 +50,47 @@ def test_a_run_logs_it_once(run, caplog):
     with caplog.at_level('INFO', 'vlmtune'):
         run('logged', max_steps=1, max_epochs=None)
     assert '17 samples, ' in caplog.text
-    assert re.search(r'\d+ of them learned; (9|10) packs or batches and 5 optimizer steps per epoch', caplog.text)
+    assert re.search(r'[\d,]+ tokens, \d+ of them learned; 13 with images, \d+ patches; left out: 0 bad', caplog.text)
+    assert re.search(r'; (9|10) packs or batches and 5 optimizer steps per epoch', caplog.text)
     assert caplog.text.count('ASSISTANT:⟦ The square is') == 1
 
 
-class _Runner:
-    """As much of a runner as the hook looks at."""
-
-    rank = 0
-
-    def __init__(self, dataset):
-        self.train_dataloader = type('Loader', (), {'dataset': dataset})
-        self.train_loop = type('Loop', (), {'sampler': type('Sampler', (), {'plan': [], '__len__': lambda _: 0})()})
-
-
 def test_a_sample_that_is_not_there(dataset):
+    loop = SimpleNamespace(sampler=type('Sampler', (), {'plan': [], '__len__': lambda _: 0})())
+    runner = SimpleNamespace(rank=0, train_dataloader=SimpleNamespace(dataset=dataset), train_loop=loop)
     with pytest.raises(ConfigError, match='DatasetInfoHook: index=17, but the data set has 17 samples'):
-        DatasetInfoHook(index=17).before_train(_Runner(dataset))
+        DatasetInfoHook(index=17).before_train(runner)
+
+
+class _Untouched(list):
+    """Samples of which none may be read."""
+
+    def __iter__(self):
+        raise AssertionError('a walk over all samples')
+
+
+def test_numbers_come_from_the_plan_alone():
+    planned = type('Planned', (), {'__len__': lambda _: 3})()
+    planned.lengths, planned.supervised = np.array([5, 6, 7]), np.array([1, 2, 3])
+    planned.patches, planned.samples = np.array([0, 4, 8]), _Untouched()
+    planned.bad_samples, planned.overlong_samples, planned.truncated = ['bad'], ['long'] * 2, 4
+    assert describe_data(planned) == (
+        '3 samples, 18 tokens, 6 of them learned; 2 with images, 12 patches; left out: 1 bad, 2 over-long; 4 shortened'
+    )
+
+
+def test_of_a_stream_the_first_sample_is_shown(dataset, caplog):
+    sampler = SimpleNamespace(current_packs=lambda: [[SimpleNamespace(sample='seventh')]])
+    stream = SimpleNamespace(samples={'seventh': dataset.samples[0]}, where={'seventh': 'rows:7'}.get)
+    runner = SimpleNamespace(
+        rank=0,
+        train_dataloader=SimpleNamespace(dataset=stream),
+        train_loop=SimpleNamespace(sampler=sampler),
+        processor=dataset.processor,
+    )
+    hook = DatasetInfoHook()
+    with caplog.at_level('INFO', 'vlmtune'):
+        hook.before_train(runner)
+        hook.before_train_iter(runner, 0)
+        hook.before_train_iter(runner, 1)
+    assert caplog.text.count('rows:7 (') == caplog.text.count('ASSISTANT:⟦') == 1

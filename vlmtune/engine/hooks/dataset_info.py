@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.hooks import Hook
 
-from vlmtune.data import Processor, SupervisedDataset
+from vlmtune.data import Processor
 from vlmtune.registry import HOOKS
 from vlmtune.structures import IGNORE_INDEX, Sample
 from vlmtune.utils.errors import ConfigError
@@ -29,9 +29,21 @@ def describe_sample(sample: Sample, *, processor: Processor) -> str:
     return ''.join(out)
 
 
+def describe_data(dataset: Any) -> str:
+    """What was planned, in numbers; no sample is read."""
+    bad, overlong = len(dataset.bad_samples), len(dataset.overlong_samples)
+    return (
+        f'{len(dataset):,} samples, {dataset.lengths.sum():,} tokens, {dataset.supervised.sum():,} of them learned; '
+        f'{(dataset.patches > 0).sum():,} with images, {dataset.patches.sum():,} patches; '
+        f'left out: {bad:,} bad, {overlong:,} over-long; {dataset.truncated:,} shortened'
+    )
+
+
 @HOOKS.register_module()
 class DatasetInfoHook(Hook):
     """Logs the size of the data set and one decoded sample with its learned parts marked.
+
+    Of a stream, which is not planned ahead, it shows the first sample that is learned.
 
     Args:
         index: the sample to show.
@@ -39,31 +51,29 @@ class DatasetInfoHook(Hook):
 
     def __init__(self, index: int = 0) -> None:
         self.index = index
+        self._to_show = False
 
     def before_train(self, runner: Any) -> None:
         """Log once, on the first rank."""
         if runner.rank != 0:
             return
-        dataset: SupervisedDataset = runner.train_dataloader.dataset
-        sampler = runner.train_loop.sampler
-        tokens, images = dataset.lengths.sum(), sum(len(sample.images) for sample in dataset.samples)
-        learned = sum(int((sample.labels != IGNORE_INDEX).sum()) for sample in dataset.samples)
-        logger.info(
-            '%d samples, %d images, %d tokens, %d of them learned; '
-            '%d packs or batches and %d optimizer steps per epoch',
-            len(dataset),
-            images,
-            tokens,
-            learned,
-            len(sampler.plan),
-            len(sampler),
-        )
+        dataset, sampler = runner.train_dataloader.dataset, runner.train_loop.sampler
+        if not hasattr(dataset, 'lengths'):
+            self._to_show = True
+            return
+        packs, steps = len(sampler.plan), len(sampler)
+        logger.info('%s; %d packs or batches and %d optimizer steps per epoch', describe_data(dataset), packs, steps)
         if self.index >= len(dataset):
             raise ConfigError(f'DatasetInfoHook: index={self.index}, but the data set has {len(dataset)} samples')
-        sample = dataset.samples[self.index]
-        logger.info(
-            'sample %d (%d tokens, learned parts between ⟦ and ⟧):\n%s',
-            self.index,
-            len(sample),
-            describe_sample(sample, processor=runner.processor),
-        )
+        self._show(f'sample {self.index}', dataset.samples[self.index], processor=runner.processor)
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """The first sample of a stream."""
+        if self._to_show:
+            self._to_show = False
+            dataset, key = runner.train_dataloader.dataset, runner.train_loop.sampler.current_packs()[0][0]
+            self._show(dataset.where(key.sample), dataset.samples[key.sample], processor=runner.processor)
+
+    def _show(self, name: str, sample: Sample, *, processor: Processor) -> None:
+        text = describe_sample(sample, processor=processor)
+        logger.info('%s (%d tokens, learned parts between ⟦ and ⟧):\n%s', name, len(sample), text)

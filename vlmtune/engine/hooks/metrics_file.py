@@ -1,0 +1,38 @@
+"""Every scalar of every step in one file of JSON lines, whatever tracker is set."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mmengine.hooks import Hook
+
+from vlmtune.registry import HOOKS
+
+METRICS_FILE = 'metrics.jsonl'
+
+
+@HOOKS.register_module()
+class MetricsFileHook(Hook):
+    """Appends one JSON object per step to ``metrics.jsonl`` in the log folder of the run; numbers are not averaged.
+
+    Args:
+        interval: optimizer steps between lines.
+    """
+
+    priority = 'BELOW_NORMAL'  # after what makes the scalars
+
+    def __init__(self, interval: int = 1) -> None:
+        self.interval = interval
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Write a line, on the first rank."""
+        step = runner.iter + 1
+        if runner.rank != 0 or step % self.interval:
+            return
+        scalars = {
+            name.removeprefix('train/'): float(history.current())
+            for name, history in runner.message_hub.log_scalars.items()
+            if name.startswith('train/')
+        }
+        with Path(runner.log_dir, METRICS_FILE).open('a', encoding='utf-8') as file:
+            file.write(json.dumps(dict(step=step, epoch=runner.epoch, **scalars)) + '\n')
