@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from vlmtune import __version__, recipes
-from vlmtune.cli import build_parser, main, train_command
+from vlmtune.cli import build_parser, main
+from vlmtune.cli_verbs import train_command
 from vlmtune.utils.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +29,16 @@ FROZEN = {
         '--deepspeed': None,
         '--nproc': None,
         '--dry-run': False,
+    },
+    'check-data': {'positional': ['config'], '--json': False, '--decode': False, '--cfg-options': []},
+    'browse-data': {
+        'positional': ['config'],
+        '--out': None,
+        '--text': False,
+        '-n': 20,
+        '--count': 20,
+        '--indices': None,
+        '--cfg-options': [],
     },
     'convert pth_to_hf': {
         'positional': ['config', 'checkpoint', 'output'],
@@ -57,6 +68,8 @@ FROZEN = {
         '--top-k': 0,
         '--seed': None,
         '--bits': None,
+        '--boxes': False,
+        '--draw-boxes': None,
     },
     'list-cfg': {'positional': [], '-p': None, '--pattern': None},
     'copy-cfg': {'positional': ['name', 'directory']},
@@ -64,6 +77,8 @@ FROZEN = {
 }
 DOORS = {
     'train': 'train',
+    'check_data': 'check-data',
+    'browse_data': 'browse-data',
     'convert': 'convert',
     'pth_to_hf': 'convert pth_to_hf',
     'merge': 'convert merge',
@@ -98,6 +113,8 @@ def called(monkeypatch):
         monkeypatch.setitem(sys.modules, fake.__name__, fake)
 
     stand_in('train', 'train')
+    stand_in('check_data', 'check_data')
+    stand_in('browse_data', 'browse_data')
     stand_in('convert', 'pth_to_hf')
     stand_in('merge', 'merge')
     stand_in('chat', 'chat')
@@ -148,6 +165,20 @@ def test_train_passes_everything_on(called):
     assert called[-1][2]['resume'] is False
 
 
+def test_data_verbs_pass_everything_on(called):
+    assert main('check-data my.py --json --decode --cfg-options max_length=9'.split()) == 0
+    assert called[-1] == ('check_data', ('my.py',), dict(overrides={'max_length': 9}, as_json=True, decode=True))
+    assert main('browse-data my.py --out p.html -n 3 --cfg-options lr=1'.split()) == 0
+    assert called[-1] == ('browse_data', ('my.py',), dict(out='p.html', count=3, indices=None, overrides={'lr': 1}))
+    assert main('browse-data my.py --text --indices 4 5'.split()) == 0
+    assert called[-1] == ('browse_data', ('my.py',), dict(out=None, count=20, indices=[4, 5], overrides={}))
+
+
+def test_check_data_gives_its_exit_code(called):
+    sys.modules['vlmtune.apps.check_data'].check_data = lambda *args, **kwargs: 1
+    assert main(['check-data', 'my.py']) == 1
+
+
 def test_convert_and_chat_pass_everything_on(called):
     assert main('convert pth_to_hf c.py iter_1.pth out --fp32 --device cpu --format original'.split()) == 0
     options = dict(max_shard_size='5GB', dtype='float32', device='cpu', layout='original')
@@ -156,7 +187,8 @@ def test_convert_and_chat_pass_everything_on(called):
     options = dict(max_shard_size='2GB', dtype='bfloat16', device='auto', layout='hf')
     assert called[-1] == ('merge', ('base', 'adapter', 'out'), options)
     line = 'chat m --adapter a --image 1.png 2.png --prompt hi --system s --max-new-tokens 9 --temperature 0.5'
-    assert main([*line.split(), *'--top-p 0.9 --top-k 4 --seed 1 --bits 4 --image 3.png'.split()]) == 0
+    line += ' --top-p 0.9 --top-k 4 --seed 1 --bits 4 --image 3.png --boxes --draw-boxes b.png'
+    assert main(line.split()) == 0
     assert called[-1][1:] == (
         ('m',),
         dict(
@@ -170,6 +202,8 @@ def test_convert_and_chat_pass_everything_on(called):
             top_k=4,
             seed=1,
             bits=4,
+            boxes=True,
+            draw_boxes='b.png',
         ),
     )
 
@@ -219,6 +253,8 @@ def test_a_wrong_command_line_is_one_line(capsys):
         ('train x --nproc zero', "expected a positive integer, got 'zero'"),
         ('train x --cfg-opt lr=1', 'unrecognized arguments'),
         ('chat m --bits 5', 'invalid choice: 5'),
+        ('browse-data x', 'one of the arguments --out --text is required'),
+        ('browse-data x --out p --text', 'not allowed with'),
         ('convert pth_to_hf a b c --fp32 --dtype float16', 'not allowed with'),
     ]:
         with pytest.raises(SystemExit) as stop:

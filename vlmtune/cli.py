@@ -8,11 +8,9 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from vlmtune import __version__
-from vlmtune.apps.configs import copy_config, list_configs
+from vlmtune import __version__, cli_verbs
 from vlmtune.utils.errors import UserError
 
-_NPROC_VARIABLE = 'NPROC_PER_NODE'
 _HANDLER = 'vlmtune terminal'
 
 
@@ -79,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('--debug', action='store_true', help='show tracebacks and debug messages')
     verbs = parser.add_subparsers(title='verbs', metavar='VERB', required=True, parser_class=_Parser)
     _add_train(verbs)
+    _add_data_verbs(verbs)
     _add_convert(verbs)
     _add_chat(verbs)
     _add_config_verbs(verbs)
@@ -104,7 +103,7 @@ def _add_overrides(verb: argparse.ArgumentParser) -> None:
 
 
 def _add_train(verbs: Any) -> None:
-    verb = _add_verb(verbs, 'train', _train, 'train as a config says')
+    verb = _add_verb(verbs, 'train', cli_verbs.run_train, 'train as a config says')
     verb.add_argument('config', metavar='CONFIG', help='a .py file, or the name of a built-in config')
     verb.add_argument('--work-dir', metavar='D', help='where checkpoints and logs go (work_dirs/<config>)')
     verb.add_argument(
@@ -123,20 +122,38 @@ def _add_train(verbs: Any) -> None:
         '--nproc',
         type=_positive,
         metavar='N',
-        help=f'start N processes on this machine through torchrun (or ${_NPROC_VARIABLE})',
+        help=f'start N processes on this machine through torchrun (or ${cli_verbs.NPROC_VARIABLE})',
     )
     verb.add_argument('--dry-run', action='store_true', help='check config and data, say what would happen, and stop')
+
+
+def _add_data_verbs(verbs: Any) -> None:
+    verb = _add_verb(verbs, 'check-data', cli_verbs.run_check_data, 'check every row and image of the training data')
+    verb.add_argument('config', metavar='CONFIG', help='a .py file, or the name of a built-in config')
+    verb.add_argument('--json', action='store_true', dest='as_json', help='print one JSON document, not tables')
+    verb.add_argument('--decode', action='store_true', help='decode every pixel of every image')
+    _add_overrides(verb)
+    verb = _add_verb(verbs, 'browse-data', cli_verbs.run_browse_data, 'look at samples as the model gets them')
+    verb.add_argument('config', metavar='CONFIG', help='a .py file, or the name of a built-in config')
+    target = verb.add_mutually_exclusive_group(required=True)
+    target.add_argument('--out', metavar='PAGE', help='write an HTML page that needs nothing else')
+    target.add_argument('--text', action='store_true', help='print to the terminal')
+    verb.add_argument('-n', '--count', type=_positive, default=20, metavar='N', help='how many samples (20)')
+    verb.add_argument('--indices', type=int, nargs='+', metavar='I', help='these samples instead of chosen ones')
+    _add_overrides(verb)
 
 
 def _add_convert(verbs: Any) -> None:
     convert = verbs.add_parser('convert', help='turn checkpoints into Hugging Face models')
     kinds = convert.add_subparsers(title='kinds', metavar='KIND', required=True, parser_class=_Parser)
-    verb = _add_verb(kinds, 'pth_to_hf', _pth_to_hf, 'write a checkpoint as a PEFT adapter or a full model')
+    verb = _add_verb(
+        kinds, 'pth_to_hf', cli_verbs.run_pth_to_hf, 'write a checkpoint as a PEFT adapter or a full model'
+    )
     verb.add_argument('config', metavar='CONFIG')
     verb.add_argument('checkpoint', metavar='CKPT', help='a directory iter_N.pth')
     verb.add_argument('output', metavar='OUT')
     _add_export_options(verb)
-    verb = _add_verb(kinds, 'merge', _merge, 'merge a PEFT adapter into its base model')
+    verb = _add_verb(kinds, 'merge', cli_verbs.run_merge, 'merge a PEFT adapter into its base model')
     verb.add_argument('base', metavar='BASE')
     verb.add_argument('adapter', metavar='ADAPTER')
     verb.add_argument('output', metavar='OUT')
@@ -159,7 +176,7 @@ def _add_export_options(verb: argparse.ArgumentParser) -> None:
 
 
 def _add_chat(verbs: Any) -> None:
-    verb = _add_verb(verbs, 'chat', _chat, 'talk with a model about images')
+    verb = _add_verb(verbs, 'chat', cli_verbs.run_chat, 'talk with a model about images')
     verb.add_argument('model', metavar='MODEL')
     verb.add_argument('--adapter', metavar='A', help='a PEFT adapter on top of MODEL')
     verb.add_argument('--image', nargs='+', action='extend', default=[], dest='images', metavar='FILE')
@@ -171,15 +188,17 @@ def _add_chat(verbs: Any) -> None:
     verb.add_argument('--top-k', type=int, default=0, metavar='K', help='0 (the default) is no limit')
     verb.add_argument('--seed', type=int, metavar='N')
     verb.add_argument('--bits', type=int, choices=(4, 8), help='load quantised')
+    verb.add_argument('--boxes', action='store_true', help='print the boxes of an answer in pixels of the image')
+    verb.add_argument('--draw-boxes', metavar='FILE', help='draw the boxes of an answer on the image, into FILE')
 
 
 def _add_config_verbs(verbs: Any) -> None:
-    verb = _add_verb(verbs, 'list-cfg', _list_cfg, 'list the built-in configs')
+    verb = _add_verb(verbs, 'list-cfg', cli_verbs.run_list_cfg, 'list the built-in configs')
     verb.add_argument('-p', '--pattern', metavar='PATTERN', help='part of the name, or with wildcards: "*_qlora"')
-    verb = _add_verb(verbs, 'copy-cfg', _copy_cfg, 'copy a built-in config')
+    verb = _add_verb(verbs, 'copy-cfg', cli_verbs.run_copy_cfg, 'copy a built-in config')
     verb.add_argument('name', metavar='NAME')
     verb.add_argument('directory', metavar='DIR')
-    verb = _add_verb(verbs, 'print-cfg', _print_cfg, 'print a config with everything resolved')
+    verb = _add_verb(verbs, 'print-cfg', cli_verbs.run_print_cfg, 'print a config with everything resolved')
     verb.add_argument('config', metavar='CONFIG', help='a .py file, or the name of a built-in config')
     _add_overrides(verb)
 
@@ -189,99 +208,3 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f'expected a positive integer, got {text!r}')
     return number
-
-
-def _train(arguments: argparse.Namespace) -> int:
-    from vlmtune.config import load_config, parse_cfg_options
-
-    overrides = parse_cfg_options(arguments.cfg_options)
-    nproc = _processes(arguments)
-    if nproc > 1:
-        from vlmtune.apps.launch import launch
-
-        load_config(arguments.config, overrides)  # its mistakes are better told once than by every process
-        return launch(train_command(arguments), nproc=nproc, debug=arguments.debug)
-    from vlmtune.apps.train import train
-
-    train(
-        arguments.config,
-        work_dir=arguments.work_dir,
-        resume=arguments.resume,
-        overrides=overrides,
-        seed=arguments.seed,
-        launcher=arguments.launcher,
-        deepspeed=arguments.deepspeed,
-        dry_run=arguments.dry_run,
-    )
-    return 0
-
-
-def _processes(arguments: argparse.Namespace) -> int:
-    """How many processes we have to start ourselves.
-
-    Raises:
-        UserError: both a launcher and --nproc are given, or the variable is no number.
-    """
-    if arguments.launcher != 'none':
-        if arguments.nproc:
-            raise UserError(f'--nproc starts the processes itself; leave out --launcher {arguments.launcher}')
-        return 1
-    text = os.environ.get(_NPROC_VARIABLE, '1')
-    if not arguments.nproc and not (text.isdecimal() and int(text) > 0):
-        raise UserError(f'{_NPROC_VARIABLE} holds {text!r}, expected a positive integer')
-    return arguments.nproc or int(text)
-
-
-def train_command(arguments: argparse.Namespace) -> list[str]:
-    """The command of one of the processes that ``--nproc`` starts."""
-    command = ['train', arguments.config, '--launcher', 'pytorch']
-    for option, value in (
-        ('--work-dir', arguments.work_dir),
-        ('--seed', arguments.seed),
-        ('--deepspeed', arguments.deepspeed),
-    ):
-        command += [option, str(value)] if value is not None else []
-    if arguments.resume:
-        command += ['--resume'] if arguments.resume is True else ['--resume', arguments.resume]
-    command += ['--dry-run'] if arguments.dry_run else []
-    command += ['--debug'] if arguments.debug else []
-    return command + (['--cfg-options', *arguments.cfg_options] if arguments.cfg_options else [])
-
-
-def _pth_to_hf(arguments: argparse.Namespace) -> None:
-    from vlmtune.apps.convert import pth_to_hf
-
-    pth_to_hf(arguments.config, arguments.checkpoint, arguments.output, **_export_options(arguments))
-
-
-def _merge(arguments: argparse.Namespace) -> None:
-    from vlmtune.apps.merge import merge
-
-    merge(arguments.base, arguments.adapter, arguments.output, **_export_options(arguments))
-
-
-def _export_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ('max_shard_size', 'dtype', 'device', 'layout')
-    return {name: getattr(arguments, name) for name in names}
-
-
-def _chat(arguments: argparse.Namespace) -> None:
-    from vlmtune.apps.chat import chat
-
-    names = ('adapter', 'images', 'prompt', 'system', 'max_new_tokens', 'temperature', 'top_p', 'top_k', 'seed', 'bits')
-    chat(arguments.model, **{name: getattr(arguments, name) for name in names})
-
-
-def _list_cfg(arguments: argparse.Namespace) -> None:
-    list_configs(arguments.pattern)
-
-
-def _copy_cfg(arguments: argparse.Namespace) -> None:
-    copy_config(arguments.name, arguments.directory)
-
-
-def _print_cfg(arguments: argparse.Namespace) -> None:
-    from vlmtune.apps.print_config import print_config
-    from vlmtune.config import parse_cfg_options
-
-    print_config(arguments.config, overrides=parse_cfg_options(arguments.cfg_options))

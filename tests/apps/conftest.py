@@ -77,7 +77,7 @@ def trained_run(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPa
         key = repr((model_type, lora, quantization, dtype, special_tokens, model_options, tune))
         if key not in made:
             base = str(tiny_model(model_type, **(model_options or {})))
-            template = 'vicuna' if model_type == 'llava' else None  # its own never ends an answer
+            template = 'vicuna' if model_type in ('llava', 'llava_next') else None  # their own never ends an answer
             processor = Processor(base, prompt_template=template, special_tokens=special_tokens)
             model = SupervisedFinetune(
                 base,

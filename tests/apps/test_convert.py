@@ -38,6 +38,10 @@ ADAPTERS = [
         {},
         ['model.visual.merger', *(f'model.visual.deepstack_merger_list.{i}' for i in range(2))],
     ),
+    ('llava_next', WITH_PROJECTOR, {}, ['model.multi_modal_projector']),
+    ('llava_onevision', dict(vision_encoder='lora', projector='full', llm='lora'), {}, ['model.multi_modal_projector']),
+    ('gemma3', WITH_PROJECTOR, {}, ['model.multi_modal_projector']),
+    ('paligemma', dict(vision_encoder='lora', projector='lora', llm='lora'), {}, None),
     ('llama', dict(embeddings='full', llm='lora'), dict(model_options=dict(tie_word_embeddings=True)), None),
 ]
 
@@ -97,6 +101,10 @@ FULL = [
     ('llava', dict(projector='full'), {}),
     ('qwen2_5_vl', dict(vision_encoder='full', projector='full', llm='full'), {}),
     ('llama', dict(llm='full'), {}),
+    ('llava_next', dict(projector='full', llm='full'), {}),
+    ('llava_onevision', dict(vision_encoder='full', projector='full', llm='full'), {}),
+    ('gemma3', dict(projector='full', llm='full'), {}),
+    ('paligemma', dict(projector='full', llm='full'), {}),
     ('llama', dict(llm='full'), dict(model_options=dict(tie_word_embeddings=True))),
     ('qwen2_5_vl', dict(llm='full'), dict(special_tokens=('<ref>',))),
 ]
@@ -110,7 +118,7 @@ def test_full_model_reloads_equal_through_auto_classes(trained_run, tmp_path, fa
     model, info = auto.from_pretrained(tmp_path / 'model', output_loading_info=True)
     assert not any(info.values())
     assert (run.logits(model) - run.logits()).abs().max() == 0.0
-    tied = 'tie_word_embeddings' in settings.get('model_options', {})
+    tied = family in ('gemma3', 'paligemma') or 'tie_word_embeddings' in settings.get('model_options', {})
     assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
     assert Processor(str(tmp_path / 'model')).tokenizer.chat_template == run.processor.tokenizer.chat_template
 

@@ -1,13 +1,15 @@
 """``vlmtune chat``: one question, or a conversation at the terminal."""
 
 import contextlib
+import functools
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from typing import TextIO
+from typing import TextIO, TypeAlias
 
 import torch
 
+from vlmtune.apps.answer_boxes import check_drawing, report_boxes
 from vlmtune.apps.answering import Answerer, generation_settings, load_answerer
 from vlmtune.apps.chat_session import ChatSession
 from vlmtune.utils.errors import UserError
@@ -16,6 +18,9 @@ with contextlib.suppress(ImportError):  # not on Windows
     import readline  # noqa: F401  # gives input() line editing and a history
 
 logger = logging.getLogger(__name__)
+
+Report: TypeAlias = Callable[..., None]
+"""``report(answer, asked=conversation)``: what else is done with an answer."""
 
 _HELP = '/image FILE shows an image with the next message, /clear forgets everything, /exit (or Ctrl-D) leaves'
 
@@ -33,6 +38,8 @@ def chat(
     top_k: int | None = None,
     seed: int | None = None,
     bits: int | None = None,
+    boxes: bool = False,
+    draw_boxes: str | None = None,
 ) -> None:
     """Answer one question, or talk.
 
@@ -51,10 +58,14 @@ def chat(
         top_k: None or 0 is no limit.
         seed: makes sampled answers repeatable.
         bits: 4 or 8 loads the language model quantised.
+        boxes: print the boxes of every answer, in pixels of the last image shown.
+        draw_boxes: image file into which the boxes of the latest answer are drawn.
 
     Raises:
-        UserError: the model cannot be loaded, or an image cannot be read.
+        UserError: the model cannot be loaded, an image cannot be read, or ``draw_boxes`` cannot be written.
     """
+    if draw_boxes is not None:
+        check_drawing(draw_boxes)
     settings = generation_settings(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k)
     for image in images:
         ChatSession().add_image(image)  # before the model is loaded, which takes a while
@@ -64,12 +75,15 @@ def chat(
         session.add_image(image)
     if seed is not None:
         torch.manual_seed(seed)
+    report = functools.partial(report_boxes, processor=answerer.processor, show=boxes, draw_to=draw_boxes)
     if prompt is not None:
-        answerer.answer(session.ask(prompt), _write)
+        asked = session.ask(prompt)
+        answer = answerer.answer(asked, _write)
         _write('\n')
+        report(answer, asked=asked)
         return
     logger.info(_HELP)
-    Terminal(session, answerer).run()
+    Terminal(session, answerer, report=report).run()
 
 
 def _write(text: str) -> None:
@@ -83,11 +97,19 @@ class Terminal:
     Args:
         session: what was said.
         answerer: the model.
+        report: gets every answer, and as ``asked`` the conversation before it.
         errors: where complaints go; standard error by default.
     """
 
-    def __init__(self, session: ChatSession, answerer: Answerer, *, errors: TextIO | None = None) -> None:
-        self.session, self.answerer, self.errors = session, answerer, errors
+    def __init__(
+        self,
+        session: ChatSession,
+        answerer: Answerer,
+        *,
+        report: Report | None = None,
+        errors: TextIO | None = None,
+    ) -> None:
+        self.session, self.answerer, self.report, self.errors = session, answerer, report, errors
         self._commands: dict[str, Callable[[str], None]] = {
             '/image': self._image,
             '/clear': self._clear,
@@ -128,6 +150,8 @@ class Terminal:
         answer = self.answerer.answer(asked, _write)
         _write('\n')
         self.session.record(asked, answer)
+        if self.report is not None:
+            self.report(answer, asked=asked)
 
     def _image(self, file: str) -> None:
         if not file:

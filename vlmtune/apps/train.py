@@ -2,7 +2,7 @@
 
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.dist import broadcast_object_list
 
+from vlmtune.apps.dry_run import dry_run as dry_run_of
+from vlmtune.apps.parts_table import parts_table
 from vlmtune.config import config_mistakes, load_config
 from vlmtune.engine import Runner
 from vlmtune.engine.checkpoint import verify
 from vlmtune.engine.precheck import check_settings, check_work_dir
-from vlmtune.engine.runner import build_data
 from vlmtune.engine.setup import Launcher, init_distributed
-from vlmtune.models.supervised_finetune import PartReport
 from vlmtune.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -38,17 +38,6 @@ def deepspeed_config(name_or_path: str) -> str:
             return str(candidate)
     known = ', '.join(sorted(path.stem for path in _PRESETS.glob('*.json')))
     raise ConfigError(f'--deepspeed {name_or_path}: not a preset ({known}) and not a json file')
-
-
-def parts_table(rows: Sequence[PartReport], *, lr: float) -> str:
-    """What is trained, one line per part."""
-    lines = [f'{"part":<16}{"mode":<8}{"parameters":>16}{"trainable":>14}{"lr":>12}']
-    for row in rows:
-        rate = '-' if row.mode == 'frozen' else f'{lr if row.lr is None else row.lr:.3g}'
-        lines.append(f'{row.part:<16}{row.mode:<8}{row.parameters:>16,}{row.trainable:>14,}{rate:>12}')
-    total, trainable = sum(row.parameters for row in rows), sum(row.trainable for row in rows)
-    lines.append(f'{"all":<24}{total:>16,}{trainable:>14,}{f"{trainable / total:.2%}":>12}')
-    return '\n'.join(lines)
 
 
 def prepare_config(
@@ -107,7 +96,8 @@ def train(
         seed: overrides ``randomness.seed``.
         launcher: 'none', 'pytorch', 'slurm'.
         deepspeed: a ZeRO preset or the path of a json file.
-        dry_run: check config and data, say what would be trained, and stop; nothing is written.
+        dry_run: check config and data, say what would be trained, try the hardest pack where there is an accelerator,
+            and stop; nothing is trained.
 
     Raises:
         UserError: anything that the user can mend.
@@ -123,7 +113,7 @@ def train(
             cfg.randomness.seed = drawn[0]
         check_settings(cfg)
         if dry_run:
-            _describe(cfg)
+            dry_run_of(cfg)
             return
         runner = Runner.from_cfg(cfg)
         logger.info('parts\n%s', parts_table(runner.model.report(), lr=cfg.optim_wrapper.optimizer.lr))
@@ -132,13 +122,3 @@ def train(
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def _describe(cfg: Config) -> None:
-    _, loader = build_data(cfg)
-    dataset: Any = loader.dataset
-    sampler: Any = loader.batch_sampler
-    logger.info(
-        'dry run: %d samples, %d tokens, %d packs or batches, %d optimizer steps per epoch; nothing was written',
-        len(dataset), dataset.lengths.sum(), len(sampler.plan), len(sampler),
-    )  # fmt: skip

@@ -1,0 +1,154 @@
+"""The training data of a config, to be looked at instead of trained on."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from vlmtune.config import config_mistakes, load_config
+from vlmtune.config.targets import find_target
+from vlmtune.data import MixedDataset, Processor, StepDataLoader, SupervisedDataset, build_train_loader
+from vlmtune.registry import DATASETS, PROCESSORS, build_callable
+from vlmtune.structures import Conversation, Sample
+from vlmtune.utils.errors import ConfigError, DataError
+
+_REQUIRED = ('processor', 'train_dataloader', 'train_cfg', 'randomness')
+_HANDED_ON = ('cache_dir', 'planning_workers')  # by a mixture to its members
+
+
+def read_data_config(config: str, *, overrides: Mapping[str, Any] | None = None) -> Config:
+    """A config of which the parts that make data are there; its work dir may be in use.
+
+    Raises:
+        ConfigError: every mistake in the config and the overrides, at once.
+    """
+    cfg = load_config(config, overrides, check=partial(config_mistakes, required=_REQUIRED))
+    if cfg.randomness.get('seed') is None:
+        cfg.randomness.seed = 0  # a run would draw one
+    return cfg
+
+
+@dataclass(frozen=True)
+class DataPart:
+    """One data set of a config, opened but not planned.
+
+    Attributes:
+        rows: what ``SupervisedDataset(rows=...)`` takes.
+        map_row: row -> Conversation.
+        map_template: Conversation -> Sample.
+        image_folder: root of the images.
+        settings: the config of the data set, changed so that no row stops it.
+        overlong: what the config says becomes of samples that are too long.
+    """
+
+    rows: Sequence[Any]
+    map_row: Callable[[Any], Conversation]
+    map_template: Callable[..., Sample]
+    image_folder: Path | None
+    settings: dict[str, Any]
+    overlong: str
+
+    def build(self, processor: Processor) -> SupervisedDataset:
+        """Plan every row.
+
+        Raises:
+            DataError: not one row can be used.
+        """
+        return DATASETS.build(self.settings, default_args=dict(processor=processor))
+
+
+def open_parts(cfg: Config) -> list[DataPart]:
+    """The data sets that a config trains on, with their rows opened.
+
+    Raises:
+        ConfigError: a data set of another class than ours.
+        DataError: a file or an image folder does not exist or cannot be read at all.
+    """
+    stored = {} if cfg.get('plan_cache_dir') is None else {'cache_dir': cfg.plan_cache_dir}
+    found = _data_set_configs(cfg.train_dataloader.get('dataset') or {})
+    return [_open_part({**stored, **settings}) for settings in found]
+
+
+def _data_set_configs(dataset: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    if 'datasets' in dataset:
+        shared = {key: dataset[key] for key in _HANDED_ON if key in dataset}
+        for member in dataset['datasets']:
+            yield from _data_set_configs({**shared, **member})
+    else:
+        kind = find_target(dataset.get('type'), must_exist=True)
+        if not (isinstance(kind, type) and issubclass(kind, SupervisedDataset)):
+            raise ConfigError(
+                f'train_dataloader.dataset: rows of a {getattr(kind, "__name__", kind)} cannot be looked at before a '
+                'run; expected a SupervisedDataset or a MixedDataset, for example over a part of the data'
+            )
+        yield dict(dataset)
+
+
+def build_dataset(cfg: Config, parts: Sequence[DataPart], processor: Processor) -> SupervisedDataset | MixedDataset:
+    """The data set of a run, every row of it planned.
+
+    Raises:
+        UserError: a data set without one usable row, or a mixture that cannot be made.
+    """
+    members = [part.build(processor) for part in parts]
+    dataset = cfg.train_dataloader.dataset
+    if 'datasets' not in dataset:
+        return members[0]
+    return DATASETS.build({**dataset, 'datasets': members}, default_args=dict(processor=processor))
+
+
+def _open_part(settings: dict[str, Any]) -> DataPart:
+    settings.pop('bad_samples_file', None)  # looking writes nothing
+    rows = settings['rows']
+    rows = build_callable(rows)() if isinstance(rows, Mapping) else rows
+    folder = settings.get('image_folder')
+    root = None if folder is None else Path(folder).expanduser()
+    if root is not None and not root.is_dir():
+        raise DataError(f'image_folder {root.absolute()} does not exist')
+    overlong = settings.get('overlong', 'drop')
+    lenient = dict(
+        rows=rows,
+        on_bad_sample='skip',
+        bad_sample_budget=1.0,
+        overlong='drop' if overlong == 'error' else overlong,
+    )
+    return DataPart(
+        rows=rows,
+        map_row=build_callable(settings['dataset_map_fn']),
+        map_template=build_callable(settings['template_map_fn']),
+        image_folder=root,
+        settings={**settings, **lenient},
+        overlong=overlong,
+    )
+
+
+def build_processor(cfg: Config) -> Processor:
+    """The processor of a config.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    return PROCESSORS.build(cfg.processor)
+
+
+def members_of(dataset: SupervisedDataset | MixedDataset) -> list[SupervisedDataset]:
+    """The data sets of a mixture, or the one."""
+    return dataset.members if isinstance(dataset, MixedDataset) else [dataset]
+
+
+def build_loader(cfg: Config, dataset: SupervisedDataset | MixedDataset) -> StepDataLoader:
+    """The loader of a run of one process; nothing is loaded until it is iterated.
+
+    Raises:
+        UserError: as ``build_train_loader``.
+    """
+    options = {key: value for key, value in cfg.train_dataloader.items() if key != 'dataset'}
+    return build_train_loader(
+        dataset,
+        seed=cfg.randomness.seed,
+        accumulative_counts=cfg.train_cfg.get('accumulative_counts', 1),
+        **{**options, 'num_workers': 0, 'prefetch_factor': None, 'pin_memory': False},
+    )
