@@ -42,6 +42,10 @@ SOME_LEAVE_OUT = {'prompt_template', 'data_root', *IMAGE_LIMITS, *OF_IMAGES, *OF
 
 MODEL_TYPES = {
     'llava-hf/llava-1.5': 'llava',
+    'llava-hf/llava-v1.6': 'llava_next',
+    'llava-hf/llava-onevision': 'llava_onevision',
+    'google/gemma-3': 'gemma3',
+    'google/paligemma': 'paligemma',
     'quickstart/': 'llava',
     'Qwen/Qwen2-VL': 'qwen2_vl',
     'Qwen/Qwen2.5-VL': 'qwen2_5_vl',
@@ -168,7 +172,7 @@ def data(name: str, tiny_data: Callable, plain_text: Path, alpaca_with_images: T
 
 
 @pytest.fixture
-def tiny_options(name: str, data: TinyData, tiny_model: Callable) -> list[str]:
+def tiny_options(name: str, data: TinyData, tiny_model: Callable, tmp_path: Path) -> list[str]:
     """What must differ for a tiny run: where model and data lie, and the number of steps."""
     cfg = load_config(RECIPES[name])
     options = dict(pretrained_model_name_or_path=tiny_model(model_type_of(name)), data_path=data.data_path)
@@ -179,6 +183,7 @@ def tiny_options(name: str, data: TinyData, tiny_model: Callable) -> list[str]:
         options |= dict(longest_edge=112)  # a tiny model's tile is 56 pixels: no hundreds of them
     if name.startswith('quickstart'):
         options |= dict(prompt_template='vicuna')  # the tiny LLaVA's own does not end an answer, the quickstart's does
+    options |= dict(plan_cache_dir=tmp_path / 'plans')
     options |= {'max_steps' if 'max_steps' in cfg else 'max_epochs': STEPS}  # the tiny data makes one step an epoch
     return [f'{key}={value}' for key, value in options.items()]
 

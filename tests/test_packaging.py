@@ -136,6 +136,7 @@ def test_a_copied_recipe_trains_in_another_folder(installed, elsewhere, tiny_mod
     copied, data = copy_probe(installed, elsewhere), tiny_data('llava')
     options = [
         f'pretrained_model_name_or_path={tiny_model("llava")}',
+        'plan_cache_dir=None',
         f'data_path={data.data_path}',
         f'image_folder={data.image_folder}',
         'save_steps=1',

@@ -19,6 +19,7 @@ SMALL = [
     'save_steps=4',
     'evaluation_freq=4',
     'default_hooks.logger.interval=1',
+    'plan_cache_dir=None',
 ]  # 8 steps
 
 
@@ -55,7 +56,7 @@ def quickstart_data(tmp_path_factory, worker_id) -> None:
 def test_the_whole_path(quickstart_data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     work_dir, adapter, merged = tmp_path / 'run', tmp_path / 'adapter', tmp_path / 'merged'
-    assert main(['train', 'quickstart_lora', '--work-dir', str(work_dir), '--dry-run']) == 0
+    assert main(['train', 'quickstart_lora', '--work-dir', str(work_dir), '--dry-run', '--cfg-options', *SMALL]) == 0
     assert not work_dir.exists()
 
     train_and_kill(work_dir, when=work_dir / 'iter_4.pth')
