@@ -37,8 +37,15 @@ test-slow: install
 quickstart: install
 	$(BIN)/python quickstart/run.py
 
+# Half an hour to an hour on a quiet machine. A result replaces the older one only when its script has ended well.
+BENCHMARKS := $(filter-out machine,$(basename $(notdir $(wildcard benchmarks/*.py))))
 bench: install
-	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
+	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[bench]'
+	set -e; for name in $(BENCHMARKS); do \
+	  $(BIN)/python benchmarks/$$name.py > benchmarks/results/$$name.new; \
+	  sed '/get_accelerator/d' benchmarks/results/$$name.new > benchmarks/results/$$name.md; \
+	  rm benchmarks/results/$$name.new; \
+	done  # deepspeed greets on standard output
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -14,6 +14,7 @@ REQUIREMENTS = [line for line in (HERE / 'requirements.txt').read_text().splitli
 EXTRAS = {
     'tensorboard': ['tensorboard>=2.20'],
     'quickstart': ['easy-vqa>=1.0'],
+    'bench': ['trl>=1.16'],
     'dev': ['pytest>=9', 'pytest-xdist>=3.8', 'ruff>=0.17', 'mypy>=2.4', 'setuptools>=77', 'wheel'],
 }
 

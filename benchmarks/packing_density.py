@@ -1,13 +1,12 @@
 """How full packs are and how long planning them takes, on lengths as LLaVA's 665,000 instructions have them.
 
-python benchmarks/packing_density.py [--samples 665000] [--out benchmarks/results/packing_density.md]
+python benchmarks/packing_density.py [--samples 665000]
 """
 
 import argparse
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from machine import describe_machine
@@ -84,10 +83,9 @@ def table(images: str, samples: int) -> list[str]:
 
 
 def main() -> None:
-    """Print the tables, or write them."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--samples', type=int, default=SAMPLES)
-    parser.add_argument('--out', type=Path)
     options = parser.parse_args()
     kinds = ('576 each', 'dynamic')
     means = ', '.join(f'{draw_sizes(kind, options.samples)[0].mean():.0f} tokens ({kind})' for kind in kinds)
@@ -96,11 +94,7 @@ def main() -> None:
     lines.append('\nDensity: tokens over positions of all rows. Seconds: planning one epoch, one thread.')
     for kind in kinds:
         lines += table(kind, options.samples)
-    report = '\n'.join(lines) + '\n'
-    if options.out is None:
-        print(report)
-    else:
-        options.out.write_text(report, encoding='utf-8')
+    print('\n'.join(lines))
 
 
 if __name__ == '__main__':

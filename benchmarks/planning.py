@@ -1,6 +1,6 @@
 """How long planning takes, and how much memory, cold and from the cache.
 
-python benchmarks/planning.py [--rows 1000 10000 100000 1000000] [--out benchmarks/results/planning.md]
+python benchmarks/planning.py [--rows 1000 10000 100000 1000000]
 
 Rows are LLaVA-style json lines of one to three questions with answers of log-normal length, each with one image out of
 a pool of 2,000 JPEG files of common sizes. The model is a tiny Qwen2.5-VL, of which planning uses the tokenizer and the
@@ -135,7 +135,7 @@ def measure(rows: Path, images: Path, model: Path, cache: Path) -> dict[str, obj
         dataset_map_fn=llava_map_fn,
         template_map_fn=chat_template_map_fn,
         image_folder=str(images),
-        max_length=4096,
+        max_length=65536,  # no row is left out
         cache_dir=str(cache),
     )
     seconds = time.perf_counter() - started
@@ -150,14 +150,14 @@ def measured(*paths: Path) -> dict[str, object]:
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
-def table(counts: list[int], folder: Path) -> list[str]:
-    """The lines of the result."""
+def print_table(counts: list[int], folder: Path) -> None:
+    """A line per number of rows and state of the cache."""
     from vlmtune.testing import write_tiny_model  # noqa: PLC0415
 
     model, images, cache = folder / 'model', folder / 'images', folder / 'plans'
     write_tiny_model('qwen2_5_vl', model)
     write_images(images)
-    lines = ['| rows | tokens | plan | seconds | rows/s | memory, MiB |', '|---|---|---|---|---|---|']
+    print('| rows | tokens | plan | seconds | rows/s | memory, MiB |\n|---|---|---|---|---|---|')
     for count in counts:
         rows = folder / f'{count}.jsonl'
         write_rows(rows, count)
@@ -166,30 +166,24 @@ def table(counts: list[int], folder: Path) -> list[str]:
             seconds, (once, every) = result['seconds'], result['memory']
             if result['samples'] != count:
                 raise RuntimeError(f'{result["samples"]} of {count} rows were planned')
-            lines.append(
-                f'| {count:,} | {result["tokens"]:,} | {name} | {seconds:.2f} | {count / seconds:,.0f} | '
-                f'{once:.0f} ({every:.0f}) |'
-            )
-            print(lines[-1], flush=True)
+            speed, memory = f'{seconds:.2f} | {count / seconds:,.0f}', f'{once:.0f} ({every:.0f})'
+            print(f'| {count:,} | {result["tokens"]:,} | {name} | {speed} | {memory} |', flush=True)
         rows.unlink()
-    return lines
 
 
 def main() -> None:
-    """Print a table and write it to a file."""
+    """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--rows', type=int, nargs='+', default=[1_000, 10_000, 100_000, 1_000_000])
-    parser.add_argument('--out', type=Path, default=Path(__file__).parent / 'results' / 'planning.md')
     parser.add_argument('--measure', type=Path, nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(measure(*options.measure)))
         return
-    print(f'machine: {describe_machine()}')
+    print(f'# Planning\n\nmachine: {describe_machine()}\n')
     with tempfile.TemporaryDirectory() as folder:
-        lines = table(options.rows, Path(folder))
-    text = f'# Planning\n\nmachine: {describe_machine()}\n\n' + '\n'.join(lines) + '\n' + NOTES
-    options.out.write_text(text, encoding='utf-8')
+        print_table(options.rows, Path(folder))
+    print(NOTES)
 
 
 if __name__ == '__main__':

@@ -294,7 +294,8 @@ def test_a_fetched_sample(build):
         'input_ids': (torch.long, 1),
         'labels': (torch.long, 1),
         'position_ids': (torch.long, 1),
-        'pixel_values': (torch.float32, 4),
+        'pixel_bytes': (torch.uint8, 4),
+        'pixel_affine': (torch.float32, 2),
     }
     assert item['position_ids'].tolist() == list(range(len(dataset.samples[0])))
     assert (item['labels'] != IGNORE_INDEX).sum() > 2
@@ -310,7 +311,7 @@ def test_four_axes_for_three_axis_families(build):
 def test_a_filler_has_no_labels(build):
     item = build(SEEN)[SampleKey(0, 0, supervised=False)]
     assert set(item['labels'].tolist()) == {IGNORE_INDEX}
-    assert 'pixel_values' in item
+    assert 'pixel_bytes' in item
 
 
 def test_a_picture_that_is_broken_behind_its_header_is_named(build, images):
@@ -327,7 +328,7 @@ def test_a_picture_that_is_broken_behind_its_header_is_blank_and_unlearned(build
     (images / '0.png').write_bytes(data[:60])
     item = build(GOOD, SEEN, on_bad_sample='skip')[1]
     assert torch.equal(item['input_ids'], whole['input_ids'])
-    assert item['pixel_values'].shape == whole['pixel_values'].shape
+    assert item['pixel_bytes'].shape == whole['pixel_bytes'].shape
     assert set(item['labels'].tolist()) == {IGNORE_INDEX}
     assert 'sample 1 (train.jsonl:2): image cannot be read' in caplog.text
     assert 'nothing of it is learned' in caplog.text

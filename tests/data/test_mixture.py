@@ -138,8 +138,8 @@ def test_formats_and_image_folders_differ(member, mix, mine, tiny_data):
     pictures['image_folder'] = str(seen_data.image_folder)
     text = member('b', 1, rows=[{'instruction': 'Sort.', 'output': '1 2'}], dataset_map_fn=dict(type=alpaca_map_fn))
     dataset = mix(text, pictures)
-    assert 'pixel_values' not in dataset[0]
-    assert 'pixel_values' in dataset[SampleKey(0, 1)]
+    assert 'pixel_bytes' not in dataset[0]
+    assert 'pixel_bytes' in dataset[SampleKey(0, 1)]
     assert dataset.image_folder is None
     assert mix(text, text).image_folder is None
     assert mix(pictures, pictures).image_folder == seen_data.image_folder

@@ -95,7 +95,7 @@ def test_other_settings_are_left_to_the_image_processor(tiny_model, caplog, name
 
 def test_a_function_that_makes_other_pixels_is_not_used(tiny_model, caplog, monkeypatch):
     """As after a change in transformers."""
-    monkeypatch.setattr('vlmtune.data.pixels._scale_and_shift', lambda _: (torch.ones(3, 1, 1), torch.zeros(3, 1, 1)))
+    monkeypatch.setattr('vlmtune.data.pixels.pixel_affine', lambda _: torch.tensor([[1.0] * 3, [0.0] * 3]))
     with caplog.at_level(logging.INFO):
         mine = Processor(str(tiny_model('llava')))
     assert 'pixel_values would differ by' in caplog.text

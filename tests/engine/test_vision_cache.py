@@ -21,6 +21,7 @@ from vlmtune.data import (
 from vlmtune.engine.vision_cache import use_vision_cache
 from vlmtune.models import SupervisedFinetune
 from vlmtune.models.vision_features import encode_images
+from vlmtune.ops import finish_images
 from vlmtune.utils.errors import ConfigError, DataError
 
 FROZEN = dict(vision_encoder='frozen', projector='full', llm='frozen')
@@ -72,12 +73,12 @@ def test_losses_are_those_of_pixels_to_the_bit(make, tmp_path, monkeypatch, name
     """Where as many images are encoded together in the cache as in a step: here one."""
     monkeypatch.setattr('vlmtune.engine.vision_cache._BATCH', 1)
     model, dataset, _ = make(name, dtype=dtype)
-    single = [i for i in range(len(dataset)) if len(dataset[i].get('pixel_values', ())) == 1]
+    single = [i for i in range(len(dataset)) if len(dataset[i].get('pixel_bytes', ())) == 1]
     monkeypatch.setattr(dataset, 'epoch_samples', lambda *, seed, epoch: np.array(single * 2))
     pixels = three_losses(model, dataset, batch_size=1)
     model, _, _ = make(name, dtype=dtype)
     use_vision_cache(model, dataset, folder=tmp_path / 'cache')
-    assert {'pixel_values', 'image_features'} & set(dataset[single[0]]) == {'image_features'}
+    assert {'pixel_bytes', 'image_features'} & set(dataset[single[0]]) == {'image_features'}
     assert three_losses(model, dataset, batch_size=1) == pixels
 
 
@@ -154,7 +155,7 @@ def test_a_store_that_was_cut_short_is_built_again(make, tmp_path):
 def test_the_features_are_what_enters_the_projector(make, tmp_path):
     model, dataset, _ = make('llava')
     index = next(i for i in range(len(dataset)) if dataset.samples[i].images)
-    pixels = {'pixel_values': dataset[index]['pixel_values']}
+    pixels = finish_images({name: dataset[index][name] for name in ('pixel_bytes', 'pixel_affine')})
     use_vision_cache(model, dataset, folder=tmp_path / 'cache')
     expected = encode_images(model.model, pixels, family=model.family)
     torch.testing.assert_close(dataset[index]['image_features'], expected, rtol=0, atol=1e-5)  # other batch sizes
@@ -166,7 +167,7 @@ def test_members_of_a_mixture_share_a_store(make, tmp_path):
     mixed = MixedDataset(datasets=[first, second], processor=first.processor, repeats=[1, 2])
     use_vision_cache(model, mixed, folder=tmp_path / 'cache')
     assert len(stores(tmp_path / 'cache')) == 1
-    assert all('pixel_values' not in mixed[index] for index in range(len(mixed)))
+    assert all('pixel_bytes' not in mixed[index] for index in range(len(mixed)))
 
 
 def broken_rows(folder):

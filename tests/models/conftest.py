@@ -18,6 +18,7 @@ from vlmtune.data import (
     load_rows,
 )
 from vlmtune.models import SupervisedFinetune
+from vlmtune.ops import finish_images
 
 _LINEAR = dict(
     layer_types=['linear_attention', 'full_attention'],
@@ -116,7 +117,9 @@ def case(tiny_model, tiny_data, tmp_path_factory) -> Callable[..., Case]:
                 template_map_fn=chat_template_map_fn,
                 image_folder=str(data.image_folder),
             )
-            known[key] = Case(path, processor, [dataset[i] for i in range(len(dataset))])
+            frames = getattr(processor.image_processor, 'temporal_patch_size', 1)
+            samples = [finish_images(dataset[i], frames=frames) for i in range(len(dataset))]
+            known[key] = Case(path, processor, samples)
         return known[key]
 
     return factory

@@ -82,13 +82,16 @@ class Collator:
 def join_images(samples: Sequence[Mapping[str, Tensor]], *, family: Family) -> Batch:
     """The image inputs of several samples, one after the other; tiles of an image are filled up to the most of any."""
     joined = {}
-    for name in (*family.image_inputs, 'image_features'):  # the latter in place of pixels, from a vision cache
+    # Bytes of pixels in place of pixels, or features from a vision cache.
+    for name in (*family.image_inputs, 'pixel_bytes', 'image_features'):
         tensors = [sample[name] for sample in samples if name in sample]
         if tensors and name == 'pixel_values' and tensors[0].ndim == 5 and family.image_dim == 0:
             most = max(tensor.shape[1] for tensor in tensors)  # float[I, tiles, 3, H, W]
             tensors = [torch.nn.functional.pad(t, (0, 0) * 3 + (0, most - t.shape[1])) for t in tensors]
         if tensors:
             joined[name] = torch.cat(tensors, dim=family.image_dim)
+    if 'pixel_bytes' in joined:  # one of them speaks for all
+        joined['pixel_affine'] = next(sample['pixel_affine'] for sample in samples if 'pixel_affine' in sample)
     return joined
 
 

@@ -208,7 +208,8 @@ class SupervisedDataset(Dataset):
         """Tensors of one sample.
 
         Returns:
-            input_ids long[L], labels long[L], position_ids long[L] or long[4, L], and the family's image inputs.
+            input_ids long[L], labels long[L], position_ids long[L] or long[4, L], and the family's image inputs
+            as ``Processor.image_bytes`` gives them.
 
         Raises:
             DataError: an image turned out to be broken when it was decoded, or was changed since it was planned.
@@ -233,9 +234,9 @@ class SupervisedDataset(Dataset):
             features, reason = self.features.read(sample.images)
             return dict(image_features=features), None if reason is None else DataError(reason, kind='broken_image')
         try:
-            return self.processor.image_inputs(load_images(sample, root=self.image_folder)), None
+            return self.processor.image_bytes(load_images(sample, root=self.image_folder)), None
         except DataError as error:
-            return self.processor.image_inputs(blank_images(sample)), error
+            return self.processor.image_bytes(blank_images(sample)), error
 
 
 def _named(problem: BadSample) -> DataError:

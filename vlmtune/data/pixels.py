@@ -1,10 +1,11 @@
-"""PIL images -> the tensors that the image processor makes of them, without its detours.
+"""PIL images -> the bytes of which the image processor makes its tensors, without its detours.
 
 An image processor of transformers turns an image into an array and back to resize it, goes through float64, and copies
-at every step. These functions resize with the same call of Pillow, so the bytes are the same ones, gather the bytes in
-the order of the result, and turn them into normalised float32 once. A family names its function in ``families.py``.
+at every step. These functions resize with the same call of Pillow, so the bytes are the same ones, and gather them in
+the order of the result; ``ops.pixels.normalize_pixels`` makes floats of them, where the model is. A family names its
+function in ``families.py``.
 
-Letters: I images, N tiles or crops, P patches, C = 3 channels, T frames (an image stands for T equal ones).
+Letters: I images, N tiles or crops, P patches, C = 3 channels.
 """
 
 import importlib
@@ -20,6 +21,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optim
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from vlmtune.families import Family
+from vlmtune.ops import finish_images
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ def _difference(function: PixelFunction, image_processor: Any) -> str | None:
     random = np.random.default_rng(0)
     images = [Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in _PROBES]
     theirs = image_processor(images, return_tensors='pt')
-    for name, mine in function(image_processor, images).items():
+    for name, mine in finish_pixels(image_processor, function(image_processor, images)).items():
         if mine.shape != theirs[name].shape:
             return f'{name} would be {tuple(mine.shape)}, not {tuple(theirs[name].shape)}'
         if (error := float((mine - theirs[name]).abs().max())) > TOLERANCE:
@@ -86,69 +88,60 @@ def merged_patches(image_processor: Any, images: Sequence[Image.Image]) -> dict[
     """Qwen-VL: each image as patches, those that will be merged side by side.
 
     Returns:
-        pixel_values float32[P, C * T * patch ** 2], image_grid_thw long[I, 3].
+        pixel_bytes uint8[P, C, patch ** 2], image_grid_thw long[I, 3].
     """
     patch, merge = image_processor.patch_size, image_processor.merge_size
-    frames, unit = image_processor.temporal_patch_size, patch * merge
+    unit = patch * merge
     low, high = image_processor.size['shortest_edge'], image_processor.size['longest_edge']
     sizes = [smart_resize(i.height, i.width, unit, min_pixels=low, max_pixels=high) for i in images]
     grids = torch.tensor([[1, height // patch, width // patch] for height, width in sizes])
-    out = torch.empty(int(grids.prod(dim=1).sum()), 3, frames, patch**2)
-    scale, shift = _scale_and_shift(image_processor)
-    at = 0
+    patches = []
     for image, (height, width) in zip(images, sizes, strict=True):
         blocks = _resize(image, height, width, image_processor).reshape(
             height // unit, merge, patch, width // unit, merge, patch, 3
         )
-        pixels = _gather(blocks, (0, 3, 1, 4, 6, 2, 5)).view(-1, 3, 1, patch**2)
-        out[at : at + len(pixels)] = pixels.float().mul_(scale).add_(shift)  # to every frame
-        at += len(pixels)
-    return dict(pixel_values=out.view(len(out), -1), image_grid_thw=grids)
+        patches.append(_gather(blocks, (0, 3, 1, 4, 6, 2, 5)).view(-1, 3, patch**2))
+    return dict(pixel_bytes=_join(patches), image_grid_thw=grids)
 
 
 def one_crop(image_processor: Any, images: Sequence[Image.Image]) -> dict[str, Tensor]:
     """LLaVA: each image scaled to a fixed size, or by its shortest edge and cropped in the middle.
 
     Returns:
-        pixel_values float32[I, C, H, W].
+        pixel_bytes uint8[I, C, H, W].
     """
     size, crop = image_processor.size, getattr(image_processor, 'do_center_crop', None)
     target = image_processor.crop_size if crop else size
     height, width = target['height'], target['width']
-    out = torch.empty(len(images), 3, height, width)
-    scale, shift = _scale_and_shift(image_processor)
-    for image, place in zip(images, out, strict=True):
+    crops = []
+    for image in images:
         scaled = (size.get('height'), size.get('width'))
         if edge := size.get('shortest_edge'):
             scaled = (int(edge * image.height / min(image.size)), int(edge * image.width / min(image.size)))
         pixels = _resize(image, *scaled, image_processor, crop=(height, width))
-        place.copy_(_gather(pixels, (2, 0, 1))).mul_(scale).add_(shift)
-    return dict(pixel_values=out)
+        crops.append(_gather(pixels, (2, 0, 1))[None])
+    return dict(pixel_bytes=_join(crops))
 
 
 def tiles_and_thumbnail(image_processor: Any, images: Sequence[Image.Image]) -> dict[str, Tensor]:
     """InternVL: each image as the grid of tiles that fits its shape best, then the whole image as one more tile.
 
     Returns:
-        pixel_values float32[N, C, H, W].
+        pixel_bytes uint8[N, C, H, W].
     """
     height, width = image_processor.size['height'], image_processor.size['width']
     low, high = image_processor.min_patches, image_processor.max_patches
     tiled = image_processor.crop_to_patches and high > 1
-    tiles: list[np.ndarray] = []  # uint8[H, W, C]
+    tiles: list[Tensor] = []  # uint8[n, C, H, W]
     for image in images:
         size = (image.height, image.width)
         columns, rows = get_optimal_tiled_canvas(size, (height, width), low, high) if tiled else (1, 1)
         canvas = _resize(image, height * rows, width * columns, image_processor)
         grid = canvas.reshape(rows, height, columns, width, 3)
-        tiles += [grid[row, :, column] for row in range(rows) for column in range(columns)]
+        tiles.append(_gather(grid, (0, 2, 4, 1, 3)).flatten(0, 1))
         if rows * columns > 1:
-            tiles.append(_resize(image, height, width, image_processor))
-    out = torch.empty(len(tiles), 3, height, width)
-    scale, shift = _scale_and_shift(image_processor)
-    for tile, place in zip(tiles, out, strict=True):  # one by one: a tile stays in the cache
-        place.copy_(_gather(tile, (2, 0, 1))).mul_(scale).add_(shift)
-    return dict(pixel_values=out)
+            tiles.append(_gather(_resize(image, height, width, image_processor), (2, 0, 1))[None])
+    return dict(pixel_bytes=_join(tiles))
 
 
 # ---- steps
@@ -169,12 +162,21 @@ def _resize(
 
 
 def _gather(pixels: np.ndarray, order: tuple[int, ...]) -> Tensor:
-    """Bytes in a new order of axes; moved while they are bytes, which is a quarter of the memory."""
+    """Bytes in a new order of axes."""
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(order)))
 
 
-def _scale_and_shift(image_processor: Any) -> tuple[Tensor, Tensor]:
-    """float32[C, 1, 1] each: ``(byte * rescale_factor - mean) / std`` as one multiplication and one addition."""
+def _join(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def finish_pixels(image_processor: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The image inputs with floats in place of bytes."""
+    frames = getattr(image_processor, 'temporal_patch_size', 1)
+    return finish_images({**inputs, 'pixel_affine': pixel_affine(image_processor)}, frames=frames)
+
+
+def pixel_affine(image_processor: Any) -> Tensor:
+    """float32[2, C]: ``(byte * rescale_factor - mean) / std`` as one multiplication and one addition."""
     mean, std = (np.broadcast_to(np.float64(v), 3) for v in (image_processor.image_mean, image_processor.image_std))
-    scale, shift = image_processor.rescale_factor / std, -mean / std
-    return torch.from_numpy(scale).float().view(3, 1, 1), torch.from_numpy(shift).float().view(3, 1, 1)
+    return torch.from_numpy(np.stack([image_processor.rescale_factor / std, -mean / std])).float()

@@ -22,12 +22,13 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
 from vlmtune.data.boxes import write_boxes
-from vlmtune.data.pixels import find_pixel_function
+from vlmtune.data.pixels import find_pixel_function, pixel_affine
 from vlmtune.data.placeholders import ImageTokens
 from vlmtune.data.processor_files import JOINT_FILE, read_source_json, save_processor_files
 from vlmtune.data.rendering import ChatRenderer, Rendered, Span
 from vlmtune.data.templates import find_template
 from vlmtune.families import Family, find_family
+from vlmtune.ops import finish_images
 from vlmtune.registry import PROCESSORS
 from vlmtune.structures import IGNORE_INDEX, Conversation, ImageSize, Message, Sample, TextPart
 from vlmtune.utils.errors import ConfigError, DataError, ModelError
@@ -269,10 +270,22 @@ class Processor:
         Returns:
             ``family.image_inputs``, for example pixel_values float[P, D] and image_grid_thw long[I, 3].
         """
+        return finish_images(self.image_bytes(images), frames=getattr(self.image_processor, 'temporal_patch_size', 1))
+
+    def image_bytes(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        """``image_inputs`` in the form that data loading carries.
+
+        Returns:
+            where the family has a function for it, pixel_bytes and pixel_affine (see ``ops.pixels``) in place of
+            pixel_values.
+        """
         if not images:
             return {}
         if self._make_pixels is not None:
-            return self._make_pixels(self.image_processor, images)
+            return {
+                **self._make_pixels(self.image_processor, images),
+                'pixel_affine': pixel_affine(self.image_processor),
+            }
         by_sample = {'pixel_attention_mask', 'batch_num_images'} & set(self.family.image_inputs)
         grouped = [list(images)] if by_sample else list(images)
         features = self.image_processor(images=grouped, return_tensors='pt')

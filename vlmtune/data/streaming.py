@@ -160,7 +160,7 @@ class StreamingDataset(Dataset):
                 raise DataError(f'{key.sample.where}: {error}', kind=error.kind) from error
             logger.warning('%s: %s; its images are blank and nothing of it is learned', key.sample.where, error)
             images, supervised = blank_images(sample), False
-        inputs = self.processor.image_inputs(images)
+        inputs = self.processor.image_bytes(images)
         return to_tensors(sample, inputs, processor=self.processor, supervised=supervised)
 
 

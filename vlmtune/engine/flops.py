@@ -180,7 +180,7 @@ class ModelFlops:
 
     def _images(self, batch: Mapping[str, Tensor]) -> Tensor:
         """long[S]: patches of each image or tile."""
-        pixels = batch.get('pixel_values')
+        pixels = batch.get('pixel_values', batch.get('pixel_bytes'))
         if pixels is None or self.vision is None:  # also where the encoder's features come from a cache
             return torch.empty(0, dtype=torch.long)
         if 'image_grid_thw' in batch:

@@ -22,7 +22,7 @@ from vlmtune.models.neftune import EmbeddingNoise
 from vlmtune.models.quantization import quantization_config
 from vlmtune.models.tuning import part_of, plan_parts, tunable_parameters
 from vlmtune.models.vision_features import ready_images
-from vlmtune.ops import linear_cross_entropy
+from vlmtune.ops import finish_images, linear_cross_entropy
 from vlmtune.registry import MODELS
 from vlmtune.structures import IGNORE_INDEX
 from vlmtune.utils.device import find_device
@@ -233,6 +233,9 @@ class SupervisedFinetune(nn.Module):
     def model_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """What the transformers model takes: a batch without its labels, and what keeps the samples of a row apart."""
         inputs: dict[str, Any] = {name: tensor for name, tensor in batch.items() if name != 'labels'}
+        if self.family.has_vision:
+            frames = getattr(self.model.config.vision_config, 'temporal_patch_size', 1)
+            inputs = finish_images(inputs, frames=frames)
         if 'image_features' in inputs:
             features = inputs.pop('image_features')
             inputs['mm_encoder_outputs'] = ready_images(self.model, features, family=self.family)
@@ -274,7 +277,7 @@ class SupervisedFinetune(nn.Module):
                 targets=targets[keep],
                 **logit_settings(self.model.config.get_text_config()),
             )
-        if not {'pixel_values', 'image_features'} & set(inputs) and self._trainable_vision:
+        if not {'pixel_values', 'pixel_bytes', 'image_features'} & set(inputs) and self._trainable_vision:
             # Every rank must give every trainable weight a gradient, also for a batch without images.
             loss = loss + 0.0 * torch.stack([p.sum() for p in self._trainable_vision]).sum()
         return loss

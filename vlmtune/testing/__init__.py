@@ -1,5 +1,6 @@
 """Tiny random models, their tokenizers and processors, and tiny data sets. Imported by tests and benchmarks only."""
 
+import vlmtune.utils.lean_imports  # noqa: F401  # before anything that imports transformers
 from vlmtune.testing.broken_data import BrokenData, write_broken_data
 from vlmtune.testing.tiny_data import TinyData, write_tiny_data
 from vlmtune.testing.tiny_models import list_tiny_models, write_tiny_model

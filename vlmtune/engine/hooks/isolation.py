@@ -38,9 +38,9 @@ def change_sample(sample: dict[str, Tensor], *, processor: Processor) -> dict[st
     ids = sample['input_ids'].numpy()
     others = ordinary[(np.searchsorted(ordinary, ids) + len(ordinary) // 2) % len(ordinary)]
     changed = {**sample, 'input_ids': torch.from_numpy(np.where(np.isin(ids, ordinary), others, ids))}
-    for name in ('pixel_values', 'image_features'):
+    for name, white in (('pixel_bytes', 255), ('pixel_values', 0.5), ('image_features', 0.5)):
         if name in sample:
-            changed[name] = 0.5 - sample[name]
+            changed[name] = white - sample[name]
     return changed
 
 
