@@ -293,6 +293,26 @@ class TestWhatARunCannotDo:
             check_data(write_config(data.data_path, data.image_folder), overrides={'dataset.max_lenght': 3})
 
 
+def test_the_first_rows_of_a_stream_are_checked(broken, write_config, capsys, monkeypatch):
+    config = write_config(broken.data_path, broken.image_folder, map_fn='openai_map_fn', loss='first_turn')
+    code, planned = report_of(capsys, config)
+    text = Path(config).read_text()
+    assert 'type=SupervisedDataset' in text
+    text = text.replace('SupervisedDataset', 'StreamingDataset').replace('load_rows', 'stream_rows')
+    Path(config).write_text(text)
+    again, streamed = report_of(capsys, config)
+    assert (again, streamed['tokens']) == (code, planned['tokens'])
+    found, expected = (
+        [(p['index'], p['where'], p['kind']) for p in report['data_sets'][0]['problems']]
+        for report in (streamed, planned)
+    )
+    assert found == expected
+    assert len(found) > 25
+    monkeypatch.setattr('vlmtune.apps.train_data.STREAM_ROWS', 7)
+    (data_set,) = report_of(capsys, config)[1]['data_sets']
+    assert (data_set['name'], data_set['rows']) == ('rows.jsonl (the first 7 rows)', 7)
+
+
 def test_problems_of_several_processes_come_in_order(broken):
     rows = load_rows(broken.data_path)
     one = check_files(rows, llava_map_fn, image_folder=broken.image_folder, workers=0)

@@ -9,6 +9,7 @@ import torch
 
 from vlmtune.data import (
     MixedDataset,
+    StreamingDataset,
     SupervisedDataset,
     alpaca_map_fn,
     build_train_loader,
@@ -223,3 +224,9 @@ def test_members_that_do_not_fit_together(member, mix):
         mix(member('a', 2), member('b', 2, max_length=64))
     with pytest.raises(ConfigError, match=r'datasets=\[\] is empty'):
         mix()
+
+
+def test_a_stream_is_no_member(member, mix):
+    stream = {**member('b', 2), 'type': StreamingDataset}
+    with pytest.raises(ConfigError, match='data set 1 is a stream, whose samples cannot be counted'):
+        mix(member('a', 2), stream)

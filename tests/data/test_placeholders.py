@@ -132,6 +132,20 @@ def test_the_tiles_of_real_checkpoints(
     assert 0.9 * longest < max(lengths) < longest + 50
 
 
+@pytest.mark.parametrize('name', ['idefics3', 'smolvlm'])
+@pytest.mark.parametrize(
+    'setting', [{'size': {'longest_edge': 500}}, {'size': {'longest_edge': 57}}, {'do_resize': False}]
+)
+def test_tiles_where_the_longest_edge_is_no_multiple_of_one(name, setting, processor, talk, image_mark):
+    """Where transformers' own ``get_number_of_image_patches`` counts too few: 56 x 100 at 500, tiles of 56."""
+    mine = processor(name, image_processor=setting)
+    shown = talk(('user', image_mark, 'What?'), ('assistant', 'x'))
+    for size in [ImageSize(100, 56), ImageSize(56, 100), ImageSize(101, 301), *SIZES]:
+        pixels = mine.image_inputs([Image.new('RGB', (size.width, size.height))])['pixel_values']
+        per_tile = mine.tokenize(shown, image_sizes=[size]).patches / pixels.shape[1]
+        assert per_tile == (pixels.shape[-1] // mine.config.vision_config.patch_size) ** 2, size
+
+
 def test_crops_beside_the_image(processor, talk, image_mark):
     mine = processor('gemma3', image_processor={'do_pan_and_scan': True})
     with pytest.raises(ConfigError, match='do_pan_and_scan=True is not supported; set it to False'):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -224,6 +225,20 @@ def test_folder_of_save_to_disk(table, hf_cache, tmp_path):
     assert len(load_rows(tmp_path / 'two', split='test')) == 1
     with pytest.raises(DataError, match=r"/two has no split 'val', only train, test"):
         load_rows(tmp_path / 'two', split='val')
+
+
+def test_a_table_file_is_known_by_its_content(table, tmp_path):
+    """Not by its time of change, which copying and unpacking keep."""
+    path = tmp_path / 'a.parquet'
+    table.to_parquet(path)
+    before, time = fingerprint(load_rows(path)), path.stat().st_mtime_ns
+    os.utime(path, ns=(time, time + 10**9))
+    assert fingerprint(load_rows(path)) == before
+    table.select([1]).to_parquet(path)
+    os.utime(path, ns=(time, time))
+    rows = load_rows(path)
+    assert len(rows) == 1
+    assert fingerprint(rows) != before
 
 
 def test_folder_of_parquet_files(table, tmp_path):

@@ -252,6 +252,29 @@ def test_bad_rows_are_skipped_within_a_budget(stream, write, caplog):
         next(iter(sampler_of(stream(stream_rows(path), on_bad_sample='skip', bad_sample_budget=0.1))))
 
 
+def test_what_cannot_be_used_is_written_once(stream, write, tmp_path, tiny_data):
+    folder = tmp_path / 'images'
+    folder.mkdir()
+    whole = (tiny_data('llava').image_folder / '000.png').read_bytes()
+    (folder / 'cut.png').write_bytes(whole[: len(whole) // 2])
+    shown = row(1) | {'image': 'cut.png'}
+    shown['conversations'] = [{'from': 'human', 'value': '<image>'}, shown['conversations'][1]]
+    file = tmp_path / 'work' / 'bad_samples.jsonl'
+    data = stream(
+        stream_rows(write([row(0), '{', row(2, words=200), shown])),
+        on_bad_sample='skip', bad_sample_budget=1.0, image_folder=str(folder), bad_samples_file=str(file),
+    )  # fmt: skip
+    for _ in range(2):  # as the source is read again
+        for key in data.plan(list(data.stream.read())):
+            data[key]
+    written = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(bad['index'], bad['where'], bad['kind'], bad['images']) for bad in written] == [
+        (1, 'rows.jsonl:2', 'bad', []),
+        (2, 'rows.jsonl:3', 'overlong', []),
+        (3, 'rows.jsonl:4', 'undecodable', ['cut.png']),
+    ]
+
+
 def test_long_rows(stream, caplog):
     rows = [row(0), row(1, words=100), row(2)]
     assert set(flat(take(sampler_of(stream(rows)), 1))) == {'rows[0]', 'rows[2]'}

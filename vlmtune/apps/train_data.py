@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,22 @@ from mmengine.config import Config
 
 from vlmtune.config import config_mistakes, load_config
 from vlmtune.config.targets import find_target
-from vlmtune.data import MixedDataset, Processor, StepDataLoader, SupervisedDataset, build_train_loader
+from vlmtune.data import (
+    MixedDataset,
+    Processor,
+    StepDataLoader,
+    StreamingDataset,
+    SupervisedDataset,
+    build_train_loader,
+)
+from vlmtune.data.row_streams import StreamedRows, open_stream
 from vlmtune.registry import DATASETS, PROCESSORS, build_callable
 from vlmtune.structures import Conversation, Sample
 from vlmtune.utils.errors import ConfigError, DataError
 
 _REQUIRED = ('processor', 'train_dataloader', 'train_cfg', 'randomness')
+STREAM_ROWS = 5_000
+"""How many rows of a stream are looked at, from its start."""
 _HANDED_ON = ('cache_dir', 'planning_workers')  # by a mixture to its members
 
 
@@ -68,7 +79,8 @@ def open_parts(cfg: Config) -> list[DataPart]:
         DataError: a file or an image folder does not exist or cannot be read at all.
     """
     stored = {} if cfg.get('plan_cache_dir') is None else {'cache_dir': cfg.plan_cache_dir}
-    found = _data_set_configs(cfg.train_dataloader.get('dataset') or {})
+    dataset = cfg.train_dataloader.get('dataset') or {}
+    found = [_first_rows(dataset)] if _is_a(dataset, StreamingDataset) else _data_set_configs(dataset)
     return [_open_part({**stored, **settings}) for settings in found]
 
 
@@ -78,13 +90,37 @@ def _data_set_configs(dataset: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         for member in dataset['datasets']:
             yield from _data_set_configs({**shared, **member})
     else:
-        kind = find_target(dataset.get('type'), must_exist=True)
-        if not (isinstance(kind, type) and issubclass(kind, SupervisedDataset)):
+        if not _is_a(dataset, SupervisedDataset):
             raise ConfigError(
-                f'train_dataloader.dataset: rows of a {getattr(kind, "__name__", kind)} cannot be looked at before a '
-                'run; expected a SupervisedDataset or a MixedDataset, for example over a part of the data'
+                f'train_dataloader.dataset: a data set of type {dataset.get("type")} cannot be looked at before a run; '
+                'expected a SupervisedDataset, a MixedDataset of some, or a StreamingDataset'
             )
         yield dict(dataset)
+
+
+def _is_a(dataset: Mapping[str, Any], expected: type) -> bool:
+    kind = find_target(dataset.get('type'), must_exist=True)
+    return isinstance(kind, type) and issubclass(kind, expected)
+
+
+def _first_rows(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a stream as that of a data set of its first rows.
+
+    Raises:
+        DataError: the stream is empty.
+    """
+    stream = open_stream(dataset['rows'])
+    rows = list(islice(stream.read(), STREAM_ROWS + 1))
+    if not rows:
+        raise DataError(f'{stream.name} holds no rows; expected at least one')
+    name = stream.name if len(rows) <= STREAM_ROWS else f'{stream.name} (the first {STREAM_ROWS:,} rows)'
+    settings = {key: value for key, value in dataset.items() if key != 'shuffle_window'}
+    return {
+        **settings,
+        'type': SupervisedDataset,
+        'rows': StreamedRows(rows[:STREAM_ROWS], name=name),
+        'cache_dir': None,
+    }
 
 
 def build_dataset(cfg: Config, parts: Sequence[DataPart], processor: Processor) -> SupervisedDataset | MixedDataset:

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 OnBadSample: TypeAlias = Literal['error', 'skip']
 
-__all__ = ['BadSample', 'Overlong', 'Rows', 'SupervisedDataset']
+__all__ = ['BadSample', 'Overlong', 'Rows', 'SupervisedDataset', 'note_bad_sample']
 
 
 @DATASETS.register_module()
@@ -160,16 +160,6 @@ class SupervisedDataset(Dataset):
         if not len(self.samples):
             raise DataError(f'none of {count} rows can be used ({dropped} are longer than {self.max_length} tokens)')
 
-    def _note(self, bad: BadSample) -> None:
-        """Add a sample to the file, once; several workers may do so at the same time."""
-        if self.bad_samples_file is None:
-            return
-        line = _as_line(bad)
-        handle = os.open(self.bad_samples_file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        with os.fdopen(handle, 'rb+', buffering=0) as file:
-            if line.encode() not in (file.readall() or b''):  # an earlier epoch met it
-                file.write(line.encode())
-
     # ---- what is known before anything is fetched
 
     @functools.cached_property
@@ -223,7 +213,7 @@ class SupervisedDataset(Dataset):
             named = _named(bad)
             if self.on_bad_sample == 'error':
                 raise named from error
-            self._note(bad)
+            note_bad_sample(bad, file=self.bad_samples_file)
             logger.warning('%s; its images are blank and nothing of it is learned', named)
             supervised = False
         return to_tensors(sample, inputs, processor=self.processor, supervised=supervised)
@@ -237,6 +227,17 @@ class SupervisedDataset(Dataset):
             return self.processor.image_bytes(load_images(sample, root=self.image_folder)), None
         except DataError as error:
             return self.processor.image_bytes(blank_images(sample)), error
+
+
+def note_bad_sample(bad: BadSample, *, file: Path | None) -> None:
+    """Add a sample to a file, once; several workers may do so at the same time."""
+    if file is None:
+        return
+    line = _as_line(bad).encode()
+    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    with os.fdopen(handle, 'rb+', buffering=0) as noted:
+        if line not in (noted.readall() or b''):  # an earlier epoch met it
+            noted.write(line)
 
 
 def _named(problem: BadSample) -> DataError:

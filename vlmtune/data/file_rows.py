@@ -14,6 +14,19 @@ from vlmtune.utils.errors import DataError
 Row = dict[str, Any]
 
 
+def hash_of_file(path: Path) -> str:
+    """A hash of the content of a file of rows.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with path.open('rb') as file:
+            return hashlib.file_digest(file, 'sha256').hexdigest()
+    except OSError as error:
+        raise DataError(f'{path.absolute()} cannot be read: {error.strerror}', kind='unreadable_row') from error
+
+
 class FileRows(Sequence[Row]):
     """Rows of a file. Where they begin is found out when the first is asked for, and takes 24 bytes a row.
 
@@ -75,11 +88,7 @@ class FileRows(Sequence[Row]):
         Raises:
             DataError: it cannot be read.
         """
-        try:
-            with self.path.open('rb') as file:
-                return hashlib.file_digest(file, 'sha256').hexdigest()
-        except OSError as error:
-            raise DataError(f'{self.path} cannot be read: {error.strerror}', kind='unreadable_row') from error
+        return hash_of_file(self.path)
 
     def _full_place(self, index: int) -> str:
         return str(self.path.parent / self.where(index))

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from vlmtune.config.targets import find_target
 from vlmtune.data.dataset import BadSample, SupervisedDataset
 from vlmtune.data.processor import Processor
+from vlmtune.data.streaming import StreamingDataset
 from vlmtune.registry import DATASETS
 from vlmtune.structures import Sample, SampleKey
 from vlmtune.utils.errors import ConfigError
@@ -87,7 +89,7 @@ class MixedDataset(Dataset):
         planning_workers: int | None = None,
         bad_samples_file: str | None = None,
     ) -> None:
-        self._check_numbers(len(datasets), repeats=repeats, weights=weights, samples_per_epoch=samples_per_epoch)
+        self._check(datasets, repeats=repeats, weights=weights, samples_per_epoch=samples_per_epoch)
         self.processor = processor
         given = dict(cache_dir=cache_dir, planning_workers=planning_workers, bad_samples_file=bad_samples_file)
         self.members: list[SupervisedDataset] = [
@@ -105,15 +107,22 @@ class MixedDataset(Dataset):
         self.counts = self._count(repeats=repeats, weights=weights, total=samples_per_epoch)
 
     @staticmethod
-    def _check_numbers(
-        members: int,
+    def _check(
+        datasets: Sequence[Mapping[str, Any] | SupervisedDataset],
         *,
         repeats: Sequence[float] | None,
         weights: Sequence[float] | None,
         samples_per_epoch: int | None,
     ) -> None:
-        if not members:
+        if not datasets:
             raise ConfigError('MixedDataset: datasets=[] is empty; give at least one')
+        kinds = [find_target(d.get('type'), must_exist=False) if isinstance(d, Mapping) else type(d) for d in datasets]
+        if StreamingDataset in kinds:
+            raise ConfigError(
+                f'MixedDataset: data set {kinds.index(StreamingDataset)} is a stream, whose samples cannot be counted; '
+                'expected a SupervisedDataset'
+            )
+        members = len(datasets)
         if repeats is not None and weights is not None:
             raise ConfigError('MixedDataset: give repeats or weights, not both')
         if samples_per_epoch is not None and (weights is None or samples_per_epoch < 1):

@@ -141,9 +141,9 @@ class _Pool:
 def _ready_to_fork() -> Iterator[None]:
     """What is there is not moved by the garbage collector, so that it stays shared.
 
-    The threads of tokenizers do not exist in a child, which would wait for them forever where the user has switched them
-    on, and older versions print a warning where not. Its one switch is a variable of the environment: the children keep
-    it, this process does not.
+    The threads of tokenizers do not exist in a child, which would wait for them forever where the user has switched
+    them on, and older versions print a warning where not. Its one switch is a variable of the environment: the children
+    keep it, this process does not.
     """
     name = 'TOKENIZERS_PARALLELISM'
     before = os.environ.get(name)

@@ -6,9 +6,11 @@ reads. The counts are the image processors' own arithmetic; tests compare the ex
 """
 
 import math
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+import numpy as np
 from transformers.image_processing_utils import select_best_resolution
+from transformers.models.idefics3.image_processing_pil_idefics3 import get_resize_output_image_size
 
 from vlmtune.structures import ImageSize
 from vlmtune.utils.errors import ConfigError, DataError
@@ -93,7 +95,7 @@ def tiles(processor: 'Processor', size: ImageSize, *, images: int) -> ImageToken
 
 def rows_and_columns(processor: 'Processor', size: ImageSize, *, images: int) -> ImageTokens:
     """Idefics3 and SmolVLM: marked tiles row by row, then the whole image."""
-    _, rows, columns = processor.image_processor.get_number_of_image_patches(size.height, size.width, {})
+    rows, columns = _rows_and_columns(processor.image_processor, size)
     vision = processor.config.vision_config
     from_config = (vision.image_size // vision.patch_size) ** 2 // processor.config.scale_factor**2
     per_tile = processor.joint_settings.get('image_seq_len') or from_config
@@ -106,6 +108,28 @@ def rows_and_columns(processor: 'Processor', size: ImageSize, *, images: int) ->
     runs += [(f'{fake}<global-img>', 1), (image, per_tile), (fake, 1)]
     side = processor.image_processor.max_image_size['longest_edge']
     return ImageTokens(runs, (rows * columns + 1) * _grid(processor, height=side, width=side))
+
+
+def _rows_and_columns(image_processor: Any, size: ImageSize) -> tuple[int, int]:
+    """Tiles of an image, (0, 0) where it stays whole; the steps of the image processor's ``_preprocess``.
+
+    Its own ``get_number_of_image_patches`` rounds the shorter side before the longer one has become whole tiles, and so
+    counts too few where ``longest_edge`` is no multiple of a tile.
+    """
+    if not image_processor.do_image_splitting:
+        return 0, 0
+    height, width = size
+    if image_processor.do_resize:
+        nothing = np.broadcast_to(np.uint8(0), (3, height, width))  # asked for its shape, takes no memory
+        height, width = get_resize_output_image_size(nothing, image_processor.size['longest_edge'])
+    side, ratio = image_processor.max_image_size['longest_edge'], width / height
+    if width >= height:
+        columns = math.ceil(width / side)
+        rows = math.ceil(int(columns * side / ratio) / side)
+    else:
+        rows = math.ceil(height / side)
+        columns = math.ceil(int(rows * side * ratio) / side)
+    return (rows, columns) if max(rows, columns) > 1 else (0, 0)
 
 
 class _AnyRes(NamedTuple):

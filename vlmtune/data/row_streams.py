@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from vlmtune.registry import build_callable
 from vlmtune.utils.errors import DataError
 
 Row = Mapping[str, Any]
@@ -30,9 +31,33 @@ class StreamRow(NamedTuple):
 class RowStream(Protocol):
     """A source that can be read from a position on; ``()`` is its start."""
 
+    name: str
+
     def read(self, position: Sequence[int] = ()) -> Iterator[StreamRow]:
         """The rows from a position on."""
         ...
+
+
+class StreamedRows(Sequence[Any]):
+    """Rows of a stream that are in memory; one is parsed when it is asked for, so a broken one is as any bad row.
+
+    Args:
+        rows: as the stream gave them.
+        name: for messages.
+    """
+
+    def __init__(self, rows: Sequence[StreamRow], *, name: str) -> None:
+        self.rows, self.name = rows, name
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[index].load()
+
+    def where(self, index: int) -> str:
+        """``train.jsonl:812``."""
+        return self.rows[index].where
 
 
 class LineStream:
@@ -48,7 +73,7 @@ class LineStream:
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise DataError(f'data file not found: {path.absolute()}; check the path in the config (data_path)')
-        self.path = path
+        self.path, self.name = path, path.name
 
     def read(self, position: Sequence[int] = ()) -> Iterator[StreamRow]:
         """The rows from a position on; empty lines are none."""
@@ -58,7 +83,7 @@ class LineStream:
             for text in file:
                 byte, line = byte + len(text), line + 1
                 if text.strip():
-                    place = f'{self.path.name}:{line}'
+                    place = f'{self.name}:{line}'
                     yield StreamRow(partial(_parse_line, text, place), place, (byte, line))
 
 
@@ -114,13 +139,19 @@ def stream_rows(
     return IterableStream(found.decode(False), name=local.name)  # images stay dict(bytes=, path=)
 
 
+def open_stream(rows: RowStream | Iterable[Row] | Mapping[str, Any]) -> RowStream:
+    """The stream that ``StreamingDataset(rows=...)`` reads."""
+    found: Any = build_callable(rows)() if isinstance(rows, Mapping) else rows
+    return found if hasattr(found, 'read') else IterableStream(found, name='rows')
+
+
 def _given(row: Row) -> Row:
     return row
 
 
 def _parse_line(text: bytes, place: str) -> Row:
     try:
-        row = json.loads(text.decode('utf-8-sig'))
+        row = json.loads(text.rstrip(b'\r\n').decode('utf-8-sig'))
     except UnicodeDecodeError as error:
         raise DataError(f'{place}: not UTF-8 text ({error.reason}); save it as UTF-8', kind='unreadable_row') from error
     except json.JSONDecodeError as error:

@@ -12,11 +12,13 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
-from vlmtune.data.file_rows import FileRows, Row
+from vlmtune.data.file_rows import FileRows, Row, hash_of_file
+from vlmtune.data.row_streams import StreamedRows
 from vlmtune.utils.errors import DataError
 
 if TYPE_CHECKING:
@@ -65,11 +67,12 @@ class TableRows(Sequence[Row]):
     Args:
         dataset: the data set.
         name: the file's or data set's name, for messages.
+        content: a hash of the content; None where ``datasets`` has to tell.
     """
 
-    def __init__(self, dataset: 'Dataset', *, name: str) -> None:
+    def __init__(self, dataset: 'Dataset', *, name: str, content: str | None = None) -> None:
         self.dataset = dataset.with_format('arrow')  # plain Arrow values: no feature is decoded
-        self.name = name
+        self.name, self.content = name, content
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -92,8 +95,8 @@ class TableRows(Sequence[Row]):
         return f'{self.name}[{index}]'
 
     def fingerprint(self) -> str:
-        """The name that ``datasets`` gives to the content of the table."""
-        return str(self.dataset._fingerprint)
+        """A hash of the file, or the name that ``datasets`` gives to the content of the table."""
+        return self.content or str(self.dataset._fingerprint)
 
 
 LoadedRows: TypeAlias = FileRows | ListRows | TableRows
@@ -101,7 +104,7 @@ LoadedRows: TypeAlias = FileRows | ListRows | TableRows
 
 def where(rows: Sequence[Any], index: int) -> str:
     """The place of a row for messages: ``train.jsonl:812`` (a line, from 1) or ``train.parquet[811]`` (from 0)."""
-    if isinstance(rows, LoadedRows):
+    if isinstance(rows, LoadedRows | StreamedRows):
         return rows.where(index)
     return f'rows[{index}]'
 
@@ -200,7 +203,7 @@ def _datasets() -> ModuleType:
     return datasets
 
 
-def _read_table(read: Callable[[], Any], *, what: str, name: str) -> TableRows:
+def _read_table(read: Callable[[], Any], *, what: str, name: str, content: str | None = None) -> TableRows:
     datasets = _datasets()
     try:
         dataset = read()
@@ -209,21 +212,16 @@ def _read_table(read: Callable[[], Any], *, what: str, name: str) -> TableRows:
         raise DataError(f'{what} cannot be read: {reason}') from error
     if not isinstance(dataset, datasets.Dataset):
         raise DataError(f'{what} is a {type(dataset).__name__}; expected one split, set split')
-    return TableRows(dataset, name=name)
+    return TableRows(dataset, name=name, content=content)
 
 
-def _read_parquet(path: Path) -> TableRows:
-    file = str(path.absolute())
+def _read_table_file(path: Path, *, kind: str) -> TableRows:
+    """``datasets`` keeps a copy of the file and knows it by its time of change; the name makes it know the content."""
+    file, content = str(path.absolute()), hash_of_file(path)
     return _read_table(
-        lambda: _datasets().load_dataset('parquet', data_files=file, split='train'), what=file, name=path.name
-    )
-
-
-def _read_arrow(path: Path) -> TableRows:
-    file = str(path.absolute())
-    return _read_table(
-        lambda: _datasets().load_dataset('arrow', data_files=file, split='train'), what=file, name=path.name
-    )
+        lambda: _datasets().load_dataset(kind, name=f'sha256-{content[:16]}', data_files=file, split='train'),
+        what=file, name=path.name, content=content,
+    )  # fmt: skip
 
 
 def _read_folder(path: Path, *, split: str, name: str | None) -> TableRows:
@@ -258,7 +256,7 @@ def _read_hub(hub_id: str, *, split: str, name: str | None) -> TableRows:
 _READERS: dict[str, Callable[[Path], LoadedRows]] = {
     '.json': FileRows,
     '.jsonl': FileRows,
-    '.parquet': _read_parquet,
-    '.arrow': _read_arrow,
+    '.parquet': partial(_read_table_file, kind='parquet'),
+    '.arrow': partial(_read_table_file, kind='arrow'),
     '.csv': _read_csv,
 }

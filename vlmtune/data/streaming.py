@@ -13,12 +13,12 @@ import torch
 from torch.utils.data import Dataset
 
 from vlmtune.data.cut_samples import pieces
-from vlmtune.data.dataset import OnBadSample
+from vlmtune.data.dataset import BadSample, OnBadSample, note_bad_sample
 from vlmtune.data.planning import Overlong, RowPlanner
 from vlmtune.data.processor import Processor
-from vlmtune.data.row_streams import IterableStream, RowStream, StreamRow
+from vlmtune.data.row_streams import RowStream, StreamedRows, StreamRow, open_stream
 from vlmtune.data.sample_loading import blank_images, load_images, to_tensors
-from vlmtune.data.sample_table import BAD, OK
+from vlmtune.data.sample_table import BAD, OK, PlannedRow
 from vlmtune.registry import DATASETS, build_callable
 from vlmtune.structures import Conversation, Sample
 from vlmtune.utils.errors import ConfigError, DataError
@@ -31,6 +31,7 @@ class StreamSample(NamedTuple):
 
     planned: Sample
     where: str
+    row: int
 
 
 class StreamKey(NamedTuple):
@@ -59,6 +60,7 @@ class StreamingDataset(Dataset):
         on_bad_sample: 'error' stops at the first bad row, when it is reached; 'skip' leaves it out and logs it.
         bad_sample_budget: with 'skip', the share of the rows of a window that may be bad.
         shuffle_window: rows that are planned, packed and shuffled among themselves.
+        bad_samples_file: a .jsonl file to write what could not be used to, when it is reached. Set it on one rank only.
 
     Raises:
         ConfigError: an unknown word for ``overlong`` or ``on_bad_sample``, or a window of no rows.
@@ -80,20 +82,24 @@ class StreamingDataset(Dataset):
         on_bad_sample: OnBadSample = 'error',
         bad_sample_budget: float = 0.01,
         shuffle_window: int = 2048,
+        bad_samples_file: str | None = None,
     ) -> None:
         for name, word, valid in (('overlong', overlong, Overlong), ('on_bad_sample', on_bad_sample, OnBadSample)):
             if word not in get_args(valid):
                 raise ConfigError(f'{name}={word!r} is unknown; expected one of {", ".join(get_args(valid))}')
         if shuffle_window < 1:
             raise ConfigError(f'shuffle_window={shuffle_window}: expected a positive number of rows')
-        found: Any = build_callable(rows)() if isinstance(rows, Mapping) else rows
-        self.stream: RowStream = found if hasattr(found, 'read') else IterableStream(found, name='rows')
+        self.stream = open_stream(rows)
         self.processor, self.max_length, self.overlong = processor, max_length, overlong
         self.image_folder = None if image_folder is None else Path(image_folder).expanduser()
         if self.image_folder is not None and not self.image_folder.is_dir():
             raise DataError(f'image_folder {self.image_folder.absolute()} does not exist')
         self.on_bad_sample, self.bad_sample_budget = on_bad_sample, bad_sample_budget
         self.shuffle_window = shuffle_window
+        self.bad_samples_file = None if bad_samples_file is None else Path(bad_samples_file)
+        if self.bad_samples_file is not None:
+            self.bad_samples_file.parent.mkdir(parents=True, exist_ok=True)
+            self.bad_samples_file.write_bytes(b'')
         self._map_row, self._map_template = build_callable(dataset_map_fn), build_callable(template_map_fn)
 
     def plan(self, rows: Sequence[StreamRow]) -> list[StreamKey]:
@@ -103,7 +109,7 @@ class StreamingDataset(Dataset):
             DataError: a bad row, or too many of them; with overlong='error' one that is too long.
         """
         planner = RowPlanner(
-            _Loaded(rows),
+            StreamedRows(rows, name=self.stream.name),
             processor=self.processor,
             map_row=self._map_row,
             map_template=self._map_template,
@@ -116,14 +122,16 @@ class StreamingDataset(Dataset):
             planned = planner.plan(number)
             if planned.kind == OK and planned.sample is not None:
                 keys += [
-                    StreamKey(StreamSample(sample, row.where)) for sample in pieces(planned.sample, self.max_length)
+                    StreamKey(StreamSample(sample, row.where, row.after[-1] - 1))
+                    for sample in pieces(planned.sample, self.max_length)
                 ]
             elif planned.kind == BAD:
-                self._bad(f'{row.where}: {planned.reason}')
+                self._bad(row, planned)
                 bad += 1
             elif self.overlong == 'error':
                 raise DataError(f'{row.where}: {planned.reason}', kind='unfit_sample')
             else:
+                self._note(row, planned, kind='overlong')
                 overlong += 1
         if bad > self.bad_sample_budget * len(rows):
             raise DataError(
@@ -137,10 +145,16 @@ class StreamingDataset(Dataset):
             )  # fmt: skip
         return keys
 
-    def _bad(self, message: str) -> None:
+    def _bad(self, row: StreamRow, planned: PlannedRow) -> None:
         if self.on_bad_sample == 'error':
-            raise DataError(message)
-        logger.warning('skipped a bad row: %s', message)
+            raise DataError(f'{row.where}: {planned.reason}')
+        self._note(row, planned, kind='bad')
+        logger.warning('skipped a bad row: %s: %s', row.where, planned.reason)
+
+    def _note(self, row: StreamRow, planned: PlannedRow, *, kind: str) -> None:
+        paths = tuple(image.path for image in planned.images if image.path is not None)
+        bad = BadSample(row.after[-1] - 1, row.where, planned.reason, kind, planned.error, paths)
+        note_bad_sample(bad, file=self.bad_samples_file)
 
     def where(self, sample: StreamSample) -> str:
         """The place of a sample for messages: ``train.jsonl:812``."""
@@ -158,20 +172,10 @@ class StreamingDataset(Dataset):
         except DataError as error:
             if self.on_bad_sample == 'error':
                 raise DataError(f'{key.sample.where}: {error}', kind=error.kind) from error
+            paths = tuple(image.path for image in sample.images if image.path is not None)
+            place = (key.sample.row, key.sample.where)
+            note_bad_sample(BadSample(*place, str(error), 'undecodable', error.kind, paths), file=self.bad_samples_file)
             logger.warning('%s: %s; its images are blank and nothing of it is learned', key.sample.where, error)
             images, supervised = blank_images(sample), False
         inputs = self.processor.image_bytes(images)
         return to_tensors(sample, inputs, processor=self.processor, supervised=supervised)
-
-
-class _Loaded(Sequence[Mapping[str, Any]]):
-    """Rows that are parsed when they are asked for, so that a broken one is a bad sample like any other."""
-
-    def __init__(self, rows: Sequence[StreamRow]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.rows[index].load()
