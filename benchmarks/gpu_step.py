@@ -34,7 +34,7 @@ _VISION = dict(
     temporal_patch_size=2, fullatt_block_indexes=[7, 15, 23, 31], window_size=112,
 )  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {
-    'tiny': dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=1,
+    'tiny': dict(hidden_size=128, intermediate_size=128, num_hidden_layers=2, num_attention_heads=1,
                  num_key_value_heads=1, vocab_size=2048, tie_word_embeddings=True, max_position_embeddings=32768),
     '3b': dict(hidden_size=2048, intermediate_size=11008, num_hidden_layers=36, num_attention_heads=16,
                num_key_value_heads=2, vocab_size=151936, tie_word_embeddings=True, max_position_embeddings=32768),
