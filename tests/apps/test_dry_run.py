@@ -30,6 +30,7 @@ def options(tiny_model, tiny_data):
         accumulative_counts=2,
         max_epochs=3,
         dtype='float32',
+        plan_cache_dir=None,
     )
 
 

@@ -22,6 +22,23 @@ def test_settings_are_checked_before_the_data(changes, message, run, tmp_path):
     assert not (tmp_path / 'wrong').exists()
 
 
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(vision_cache=True), 'vision_cache=True: expected a folder'),
+        (dict(vision_cache='/no/cache', tune=dict(vision_encoder='full')), 'vision_cache: the vision encoder trains'),
+        (
+            {'vision_cache': '/no/cache', 'train_dataloader.dataset.type': 'vlmtune.data.StreamingDataset'},
+            'the images of a StreamingDataset are not known beforehand',
+        ),
+    ],
+    ids=['word', 'trains', 'stream'],
+)
+def test_a_vision_cache_that_cannot_be_is_told_before_the_data(changes, message, run):
+    with pytest.raises(ConfigError, match=message):
+        run('cached', data_path='/no/data.json', **changes)
+
+
 def test_a_new_run_leaves_the_checkpoints_of_an_earlier_one_alone(run):
     work_dir = run('done', max_steps=2, max_epochs=None, save_steps=1)
     before = sorted(path.name for path in work_dir.iterdir())

@@ -40,7 +40,13 @@ def dry_run(cfg: Config) -> None:
         plan = summarise_plan(loader, steps=count_steps(loader.batch_sampler, **limits))  # type: ignore[arg-type]
         worst = max((plan.longest, plan.most_patches or plan.longest), key=lambda p: memory.estimate(p.load).total)
         said += [f'data: {describe_data(loader.dataset)}', describe_plan(plan, loader)]
-        said += [describe_memory(memory.estimate(worst.load), sharding=sharding)]
+        load = worst.load
+        if cfg.get('vision_cache') is not None:
+            load = load._replace(patches=0)
+            said.append(
+                'vision_cache: not built here; the estimate is for stored features, but the pack that runs has pixels'
+            )
+        said += [describe_memory(memory.estimate(load), sharding=sharding)]
         options = dict(processor=processor, loader=loader, pack=worst)
         said += [_run_worst_pack(cfg, sharded=sharding.stage > 0, **options)]
     else:

@@ -51,7 +51,7 @@ def explain_out_of_memory(
     """
     load = Load(
         tokens=batch['input_ids'].numel(),
-        patches=sum(dataset.samples[key.sample].patches for key in pack),
+        patches=0 if 'image_features' in batch else sum(dataset.samples[key.sample].patches for key in pack),
         supervised=int((batch['labels'][:, 1:] != IGNORE_INDEX).sum()),
     )
     advice = what_would_fit(
@@ -121,7 +121,7 @@ def _smaller_loads(
     else:
         fits.append(f'max_length={_rounded(max_length * share)}')
     if load.patches:
-        limit = '' if padded else f', or max_patches={_rounded(load.patches * share)}'
+        limit = '' if padded else f', or train_dataloader.max_patches={_rounded(load.patches * share)}'
         fits.append(f'max_pixels at {share:.0%} of what it is{limit}')
     return fits
 

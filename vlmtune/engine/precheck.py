@@ -8,7 +8,12 @@ from mmengine.config import Config
 from mmengine.config.lazy import LazyObject
 from mmengine.hooks import Hook
 
+from vlmtune.config.targets import find_target
+from vlmtune.data import StreamingDataset
 from vlmtune.engine import checkpoint
+from vlmtune.models.loading import read_family
+from vlmtune.models.tuning import plan_parts
+from vlmtune.models.vision_features import check_cacheable
 from vlmtune.registry import HOOKS
 from vlmtune.utils.errors import ConfigError
 
@@ -24,9 +29,23 @@ def check_settings(cfg: Config) -> None:
     model = model.build() if isinstance(model, LazyObject) else model
     if hasattr(model, 'check'):
         model.check(**settings)
+    if cfg.get('vision_cache') is not None:
+        _check_vision_cache(cfg, settings)
     if cfg.get('visualizer') is not None and not isinstance(cfg.visualizer, Mapping):
         raise ConfigError(f'visualizer={cfg.visualizer!r}: expected dict(type=Visualizer, vis_backends=[...]) or None')
     build_custom_hooks(cfg)
+
+
+def _check_vision_cache(cfg: Config, model: Mapping[str, Any]) -> None:
+    if not isinstance(cfg.vision_cache, str):
+        raise ConfigError(f'vision_cache={cfg.vision_cache!r}: expected a folder, or None')
+    if find_target(cfg.train_dataloader.dataset.type, must_exist=True) is StreamingDataset:
+        raise ConfigError(
+            'vision_cache: the images of a StreamingDataset are not known beforehand; '
+            'use a SupervisedDataset, or remove vision_cache'
+        )
+    family = read_family(model['pretrained_model_name_or_path'])
+    check_cacheable(family, plans=plan_parts(model['tune'], family=family, lora=model.get('lora')))
 
 
 def build_custom_hooks(cfg: Config) -> list[Hook | dict[str, Any]]:
