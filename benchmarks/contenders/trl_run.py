@@ -79,6 +79,7 @@ def main() -> None:
             lr_scheduler_type='constant', max_grad_norm=MAX_NORM, weight_decay=0.0, logging_steps=1000, report_to=[],
             save_strategy='no', gradient_checkpointing=False, bf16=False, use_cpu=True, max_length=None,
             dataloader_num_workers=0, disable_tqdm=True, train_sampling_strategy=order, length_column_name='length',
+            remove_unused_columns=False,  # or the lengths are gone when the sampler asks for them
         )  # fmt: skip
         started = time.perf_counter()
         rows = build_rows(directory, processor)
