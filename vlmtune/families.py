@@ -40,6 +40,7 @@ class Family:
         image_settings: what the family's processor sets on its image processor, over what its files say.
         ready_features: the form in which the base model takes what its projector made of images
             (``mm_encoder_outputs``): a list or one tensor; None where it does not, or its projector reads several.
+        image_limit: the setting of the image processor that limits the tokens of an image; None: they are fixed.
         pixels: dotted name of the function that makes the image inputs faster than the image processor, equal to it.
         masks: dotted name of the function that builds attention masks where restarting positions are not enough.
         boxes: how the family writes the coordinates of a box: as shares of 1, as shares of 1000, or as pixels of the
@@ -67,6 +68,7 @@ class Family:
     casts_images: bool = False
     image_settings: tuple[tuple[str, Any], ...] = ()
     ready_features: Literal['list', 'tensor'] | None = None
+    image_limit: Literal['max_pixels', 'max_patches', 'longest_edge'] | None = None
     pixels: str | None = None
     masks: str | None = None
     boxes: Literal['unit', 'thousand', 'resized_pixel'] = 'thousand'
@@ -113,6 +115,7 @@ def _qwen_vl(model_type: str, *, projector: tuple[str, ...] = ('model.visual.mer
         placeholder='vlmtune.data.placeholders.patch_grid',
         positions='mrope',
         image_inputs=('pixel_values', 'image_grid_thw'),
+        image_limit='max_pixels',
         pixels='vlmtune.data.pixels.merged_patches',
         **kwargs,
     )
@@ -139,6 +142,7 @@ def _idefics(model_type: str) -> Family:
         placeholder='vlmtune.data.placeholders.rows_and_columns',
         image_inputs=('pixel_values', 'pixel_attention_mask'),
         image_dim=1,
+        image_limit='longest_edge',
         casts_images=True,
     )
 
@@ -178,6 +182,7 @@ _ROWS = (
         placeholder='vlmtune.data.placeholders.tiles',
         image_inputs=('pixel_values',),
         image_settings=(('crop_to_patches', True),),
+        image_limit='max_patches',
         pixels='vlmtune.data.pixels.tiles_and_thumbnail',
         ready_features='tensor',
         box_text='[[{}, {}, {}, {}]]',

@@ -87,8 +87,8 @@ def test_other_failures_stay_what_they_are(write_recipe, tmp_path):
 
 @pytest.fixture
 def memory(tiny_model):
-    def make(tune, *, sharding=None, **kwargs):
-        model = SupervisedFinetune(str(tiny_model('llava')), tune=tune, dtype='float32', **kwargs)
+    def make(tune, *, name='llava', sharding=None, **kwargs):
+        model = SupervisedFinetune(str(tiny_model(name)), tune=tune, dtype='float32', **kwargs)
         return MemoryModel(model, state_bytes=8.0, sharding=sharding)
 
     return make
@@ -107,6 +107,16 @@ def test_advice_that_the_estimate_itself_accepts(memory):
     assert model.estimate(Load(length, patches, 600)).total <= capacity
     assert 'gradient_checkpointing=True (' in advice
     assert "quantization='nf4' (" in advice
+
+
+@pytest.mark.parametrize(
+    ('name', 'setting'),
+    [('qwen2_vl', 'max_pixels'), ('internvl', 'max_patches'), ('smolvlm', 'longest_edge'), ('llava', None)],
+)
+def test_the_image_setting_is_the_familys(memory, name, setting):
+    model, load = memory(dict(llm='full'), name=name), Load(65536, 32768, 600)
+    advice = what_would_fit(model, load, capacity=int(model.estimate(load).total / 1.5), max_length=65536)
+    assert re.findall(r'(\w+) at \d+%', advice) == ([] if setting is None else [setting])
 
 
 def test_advice_names_no_setting_that_is_set_or_cannot_be(memory):

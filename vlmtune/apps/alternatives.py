@@ -118,26 +118,21 @@ class _Limit:
 
 
 def _find_limit(processor: Processor) -> _Limit | None:
-    """By the settings that the image processor has, for there are as many ways as families."""
-    images = processor.image_processor
-    if images is None:
+    """The setting of the family, with its value in use."""
+    images, setting = processor.image_processor, processor.family.image_limit
+    if setting is None:
         return None
-    size, known = dict(getattr(images, 'size', None) or {}), images.valid_kwargs.__annotations__
-    if 'max_pixels' in known and size.get('longest_edge'):
-        least = int(size.get('shortest_edge') or 0)
-        return _Limit(
-            'max_pixels',
-            int(size['longest_edge']),
-            lambda v: dict(size={**size, 'longest_edge': v, 'shortest_edge': min(v, least)}),
-        )
-    if 'max_patches' in known and getattr(images, 'max_patches', None):
-        return _Limit('max_patches', int(images.max_patches), lambda v: dict(max_patches=v))
-    if getattr(images, 'do_image_splitting', False) and size.get('longest_edge'):
-        tile = int(images.max_image_size['longest_edge'])
-        return _Limit(
-            'size.longest_edge', int(size['longest_edge']), lambda v: dict(size={**size, 'longest_edge': v}), step=tile
-        )
-    return None
+    if setting == 'max_patches':
+        return _Limit(setting, int(images.max_patches), lambda v: dict(max_patches=v))
+    size = dict(images.size)  # also for max_pixels, which it calls the longest edge
+    now = int(size['longest_edge'])
+    if setting == 'max_pixels':
+        least = int(size['shortest_edge'])
+        return _Limit(setting, now, lambda v: dict(size={**size, 'longest_edge': v, 'shortest_edge': min(v, least)}))
+    if not images.do_image_splitting:
+        return None
+    tile = int(images.max_image_size['longest_edge'])
+    return _Limit(f'size.{setting}', now, lambda v: dict(size={**size, 'longest_edge': v}), step=tile)
 
 
 def _with_settings(processor: Processor, settings: Mapping[str, Any]) -> Processor:

@@ -121,8 +121,10 @@ def _smaller_loads(
     else:
         fits.append(f'max_length={_rounded(max_length * share)}')
     if load.patches:
-        limit = '' if padded else f', or train_dataloader.max_patches={_rounded(load.patches * share)}'
-        fits.append(f'max_pixels at {share:.0%} of what it is{limit}')
+        if (setting := memory.model.family.image_limit) is not None:
+            fits.append(f'{setting} at {share:.0%} of what it is')
+        if not padded:
+            fits.append(f'train_dataloader.max_patches={_rounded(load.patches * share)}')
     return fits
 
 
