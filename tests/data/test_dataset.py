@@ -192,7 +192,7 @@ def test_a_broken_line_is_a_bad_row(broken, build, tmp_path):
     path = tmp_path / 'train.jsonl'
     path.write_text('\n'.join([json.dumps(GOOD), '', broken, json.dumps(GOOD)]))
     again = partial(build, rows=dict(type=load_rows, path=str(path)))
-    with pytest.raises(DataError, match=r'^sample 1 \(train.jsonl:3\): .*/train.jsonl:3: '):
+    with pytest.raises(DataError, match=r'^sample 1 \(train.jsonl:3\): (?!.*train.jsonl)'):
         again()
     dataset = again(on_bad_sample='skip', bad_sample_budget=0.5)
     assert len(dataset) == 2

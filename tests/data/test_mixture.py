@@ -226,6 +226,13 @@ def test_members_that_do_not_fit_together(member, mix):
         mix()
 
 
+def test_a_mixture_is_no_member(member, mix):
+    inner = dict(type=MixedDataset, datasets=[member('b', 2)])
+    for other in (inner, mix(member('c', 2))):
+        with pytest.raises(ConfigError, match='data set 1 is a MixedDataset itself; list its data sets'):
+            mix(member('a', 2), other)
+
+
 def test_a_stream_is_no_member(member, mix):
     stream = {**member('b', 2), 'type': StreamingDataset}
     with pytest.raises(ConfigError, match='data set 1 is a stream, whose samples cannot be counted'):

@@ -16,7 +16,7 @@ SETTINGS = {
     'qwen2_vl': [
         {},
         {'min_pixels': 56 * 56, 'max_pixels': 100 * 28 * 28},
-        {'patch_size': 16, 'temporal_patch_size': 1},
+        {'patch_size': 14, 'rescale_factor': 1 / 128},
     ],
     'qwen2_5_vl': [{'max_pixels': 30 * 28 * 28, 'resample': 2}],
     'qwen3_vl': [{}, {'image_mean': [0.1, 0.5, 0.9], 'image_std': [0.2, 0.3, 0.4]}],
@@ -27,7 +27,7 @@ SETTINGS = {
         {'size': {'height': 50, 'width': 34}, 'crop_size': {'height': 31, 'width': 42}},
         {'size': {'shortest_edge': 29}, 'crop_size': {'height': 42, 'width': 33}, 'resample': 1},  # black at the edges
     ],
-    'internvl': [{}, {'max_patches': 12, 'size': {'height': 28, 'width': 42}}, {'min_patches': 3}, {'max_patches': 1}],
+    'internvl': [{}, {'max_patches': 12}, {'min_patches': 3}, {'max_patches': 1}],
 }
 CASES = [(name, settings) for name in FAST for settings in SETTINGS.get(name, [{}])]
 ODD_SIZES = [(1, 1), (1, 150), (150, 1), (7, 7), (42, 42), (56, 56), (28, 56), (112, 56)]  # (height, width)

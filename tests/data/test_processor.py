@@ -271,6 +271,23 @@ def test_a_size_that_qwens_stored_limits_would_overrule(make):
     assert limits == {'size': {'longest_edge': 6144, 'shortest_edge': 4096}}  # the config is left alone
 
 
+@pytest.mark.parametrize(
+    ('name', 'setting', 'size', 'of_model'),
+    [
+        ('qwen2_vl', 'patch_size', 28, '14'),
+        ('qwen2_5_vl', 'merge_size', 4, '2'),
+        ('qwen3_vl', 'temporal_patch_size', 1, '2'),
+        ('internvl', 'size', {'height': 112, 'width': 112}, r"{'height': \d+, 'width': \d+}"),
+    ],
+)
+def test_patches_and_tiles_of_another_size_than_the_models(name, setting, size, of_model, make):
+    says = rf'{setting}={size}, but the vision encoder of the model is built for {of_model}; remove {setting}'
+    with pytest.raises(ConfigError, match=f'image_processor: {says}'):
+        make(name, image_processor={setting: size})
+    same = make(name).image_processor
+    make(name, image_processor={setting: dict(same.size) if setting == 'size' else getattr(same, setting)})
+
+
 def test_images_of_many_sizes_for_a_tower_of_one(make, talk, image_mark):
     mine = make('llava', image_processor={'do_center_crop': False})
     with pytest.raises(ConfigError, match='does not make images of one size; set height and width'):

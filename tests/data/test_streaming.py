@@ -239,7 +239,7 @@ def test_a_source_that_is_not_there(tmp_path):
 
 def test_a_bad_row_stops_the_run_and_is_named(stream, write):
     path = write([row(0), '{"id": ', row(2)])
-    with pytest.raises(DataError, match=r'rows.jsonl:2: broken JSON at column'):
+    with pytest.raises(DataError, match=r'^rows.jsonl:2: broken JSON at column'):
         next(iter(sampler_of(stream(stream_rows(path)))))
 
 

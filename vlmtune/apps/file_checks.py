@@ -4,7 +4,6 @@ import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,8 @@ import numpy as np
 from vlmtune.apps.data_problems import DataSetReport, Problem, Progress
 from vlmtune.apps.image_checks import check_image
 from vlmtune.data.boxes import pixel_boxes
+from vlmtune.data.downloads import download
+from vlmtune.data.images import Root
 from vlmtune.data.parallel import default_workers, map_chunks
 from vlmtune.data.sources import where
 from vlmtune.structures import BoxPart, Conversation, ImageRef, ImageSize
@@ -24,7 +25,7 @@ def check_files(
     rows: Sequence[Any],
     map_row: Callable[[Any], Conversation],
     *,
-    image_folder: Path | None,
+    image_folder: Root,
     decode: bool = False,
     workers: int | None = None,
 ) -> DataSetReport:
@@ -67,9 +68,7 @@ class _Chunk:
 class _Checker:
     """Checks ranges of rows; runs in worker processes."""
 
-    def __init__(
-        self, rows: Sequence[Any], map_row: Callable[[Any], Any], *, image_folder: Path | None, decode: bool
-    ) -> None:
+    def __init__(self, rows: Sequence[Any], map_row: Callable[[Any], Any], *, image_folder: Root, decode: bool) -> None:
         self.rows, self.map_row = rows, map_row
         self.image_folder, self.decode = image_folder, decode
         self._check_file = functools.lru_cache(maxsize=100_000)(self._check_image)  # rows share files
@@ -119,6 +118,8 @@ class _Checker:
 
     def _check_image(self, image: ImageRef) -> ImageSize | DataError:
         try:
+            if image.path is not None:
+                download(image.path, self.image_folder)
             return check_image(image, root=self.image_folder, decode=self.decode)
         except DataError as error:
             return DataError(str(error), kind=error.kind)  # without the traceback, which would keep the pixels

@@ -1,9 +1,8 @@
 """Whether an image can be used: its header always, its pixels where the file looks cut off or when asked."""
 
 import os
-from pathlib import Path
 
-from vlmtune.data.images import load_image, read_image_size, resolve_image_path
+from vlmtune.data.images import Root, load_image, read_image_size, resolve_image_path
 from vlmtune.structures import ImageRef, ImageSize
 
 # What a whole file ends with, by what it begins with. Formats without such an end are known by their header alone.
@@ -11,7 +10,7 @@ _ENDS = {b'\xff\xd8\xff': b'\xff\xd9', b'\x89PNG\r\n\x1a\n': b'IEND\xaeB`\x82'}
 _READ = max(map(len, (*_ENDS, *_ENDS.values())))  # bytes
 
 
-def check_image(ref: ImageRef, *, root: Path | None, decode: bool) -> ImageSize:
+def check_image(ref: ImageRef, *, root: Root, decode: bool) -> ImageSize:
     """The size of an image that can be used.
 
     Args:
@@ -29,7 +28,7 @@ def check_image(ref: ImageRef, *, root: Path | None, decode: bool) -> ImageSize:
     return size
 
 
-def _ends_as_it_should(ref: ImageRef, root: Path | None) -> bool:
+def _ends_as_it_should(ref: ImageRef, root: Root) -> bool:
     if ref.data is not None:
         head, tail = ref.data[:_READ], ref.data[-_READ:]
     else:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -10,7 +9,7 @@ from PIL import Image
 from vlmtune.apps.train_data import DataPart
 from vlmtune.data import Processor, SupervisedDataset
 from vlmtune.data.boxes import Box, draw_boxes, pixel_boxes
-from vlmtune.data.images import load_image, read_image_size
+from vlmtune.data.images import Root, load_image, read_image_size
 from vlmtune.data.token_runs import TokenRun, token_runs
 from vlmtune.structures import IGNORE_INDEX, ImageRef, ImageSize
 from vlmtune.utils.errors import DataError
@@ -80,7 +79,7 @@ def show_sample(
     )
 
 
-def _show_image(ref: ImageRef, *, root: Path | None, size: ImageSize, boxes: Sequence[Box]) -> ShownImage:
+def _show_image(ref: ImageRef, *, root: Root, size: ImageSize, boxes: Sequence[Box]) -> ShownImage:
     try:
         picture = draw_boxes(load_image(ref, root=root), boxes)
     except DataError as error:

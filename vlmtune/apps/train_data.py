@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -19,6 +18,8 @@ from vlmtune.data import (
     SupervisedDataset,
     build_train_loader,
 )
+from vlmtune.data.downloads import image_root
+from vlmtune.data.images import Root
 from vlmtune.data.row_streams import StreamedRows, open_stream
 from vlmtune.registry import DATASETS, PROCESSORS, build_callable
 from vlmtune.structures import Conversation, Sample
@@ -58,7 +59,7 @@ class DataPart:
     rows: Sequence[Any]
     map_row: Callable[[Any], Conversation]
     map_template: Callable[..., Sample]
-    image_folder: Path | None
+    image_folder: Root
     settings: dict[str, Any]
     overlong: str
 
@@ -140,10 +141,9 @@ def _open_part(settings: dict[str, Any]) -> DataPart:
     settings.pop('bad_samples_file', None)  # looking writes nothing
     rows = settings['rows']
     rows = build_callable(rows)() if isinstance(rows, Mapping) else rows
-    folder = settings.get('image_folder')
-    root = None if folder is None else Path(folder).expanduser()
-    if root is not None and not root.is_dir():
-        raise DataError(f'image_folder {root.absolute()} does not exist')
+    root = image_root(
+        settings.get('image_folder'), url_hosts=settings.get('url_hosts', ()), cache_dir=settings.get('cache_dir')
+    )
     overlong = settings.get('overlong', 'drop')
     lenient = dict(
         rows=rows,

@@ -4,7 +4,7 @@ import functools
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from vlmtune.data.cut_samples import CutSamples
+from vlmtune.data.downloads import image_root
 from vlmtune.data.feature_store import FeatureStore
 from vlmtune.data.plan_cache import open_plan
 from vlmtune.data.planning import Overlong, RowPlanner, Rows
@@ -43,6 +44,8 @@ class SupervisedDataset(Dataset):
         dataset_map_fn: row -> Conversation.
         template_map_fn: Conversation -> Sample.
         image_folder: root of relative image paths; images outside of it are refused.
+        url_hosts: hosts whose images are downloaded while planning, to a folder beside ``cache_dir``, which must be
+            set; other URLs are refused.
         max_length: tokens of the longest sample, image tokens included.
         overlong: what becomes of longer samples: 'drop', 'truncate_turns' (last turns go first, an image is never
             cut), 'split' (plain text, of which every token is learned, makes several samples; others are dropped), or
@@ -55,7 +58,8 @@ class SupervisedDataset(Dataset):
         bad_samples_file: a .jsonl file to write what could not be used to, one row a line. Set it on one rank only.
 
     Attributes:
-        rows, processor, max_length, image_folder, overlong, on_bad_sample: as given.
+        rows, processor, max_length, overlong, on_bad_sample: as given.
+        image_folder: as given; with ``url_hosts`` an ImageRoot.
         samples: the planned samples, read from a file mapped into memory.
         features: a frozen vision encoder's features of the images; where it is set, they take the place of pixels.
 
@@ -72,6 +76,7 @@ class SupervisedDataset(Dataset):
         dataset_map_fn: Mapping[str, Any] | Callable[..., Conversation],
         template_map_fn: Mapping[str, Any] | Callable[..., Sample],
         image_folder: str | None = None,
+        url_hosts: Sequence[str] = (),
         max_length: int = 2048,
         overlong: Overlong = 'drop',
         on_bad_sample: OnBadSample = 'error',
@@ -85,9 +90,7 @@ class SupervisedDataset(Dataset):
                 raise ConfigError(f'{name}={word!r} is unknown; expected one of {", ".join(get_args(valid))}')
         self.rows: Rows = build_callable(rows)() if isinstance(rows, Mapping) else rows
         self.processor = processor
-        self.image_folder = None if image_folder is None else Path(image_folder).expanduser()
-        if self.image_folder is not None and not self.image_folder.is_dir():
-            raise DataError(f'image_folder {self.image_folder.absolute()} does not exist')
+        self.image_folder = image_root(image_folder, url_hosts=url_hosts, cache_dir=cache_dir)
         self.max_length = max_length
         self.overlong, self.on_bad_sample = overlong, on_bad_sample
         self.bad_samples_file = None if bad_samples_file is None else Path(bad_samples_file)

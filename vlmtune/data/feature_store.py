@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlmtune.data.images import resolve_image_path
+from vlmtune.data.images import Root, resolve_image_path
 from vlmtune.structures import ImageRef
 from vlmtune.utils.errors import DataError
 
@@ -35,7 +35,7 @@ class Entry(NamedTuple):
     broken: str | None = None
 
 
-def image_name(ref: ImageRef, *, root: str | Path | None) -> str:
+def image_name(ref: ImageRef, *, root: Root) -> str:
     """What an image is called in a store: its file, links resolved, or the sha256 of its bytes."""
     return str(resolve_image_path(ref, root)) if ref.data is None else hashlib.sha256(ref.data).hexdigest()
 
@@ -84,7 +84,7 @@ class FeatureStore:
         root: the image folder of the data set that asks.
     """
 
-    def __init__(self, folder: Path, *, root: str | Path | None) -> None:
+    def __init__(self, folder: Path, *, root: Root) -> None:
         self.folder, self.root = folder, root
         info = json.loads((folder / _INFO).read_text('utf-8'))
         self.shape, self.dtype = tuple(info['shape']), getattr(torch, info['dtype'])

@@ -30,7 +30,8 @@ def hash_of_file(path: Path) -> str:
 class FileRows(Sequence[Row]):
     """Rows of a file. Where they begin is found out when the first is asked for, and takes 24 bytes a row.
 
-    A row that is broken is an error of that row where rows are lines, and of the file where they are not.
+    A row that is broken is an error of that row where rows are lines, and of the file where they are not. The message
+    of the first does not name the row: whoever asked for it knows which it was, see ``where``.
 
     Args:
         path: a .json or .jsonl file.
@@ -73,8 +74,7 @@ class FileRows(Sequence[Row]):
         index = range(len(self))[index]  # negative ones; IndexError
         row = self._parse(index)
         if not isinstance(row, dict):
-            message = f'{self._full_place(index)}: a row is of type {type(row).__name__}; expected an object'
-            raise DataError(message, kind='unreadable_row')
+            raise DataError(f'a row is of type {type(row).__name__}; expected an object', kind='unreadable_row')
         return row
 
     def where(self, index: int) -> str:
@@ -90,9 +90,6 @@ class FileRows(Sequence[Row]):
         """
         return hash_of_file(self.path)
 
-    def _full_place(self, index: int) -> str:
-        return str(self.path.parent / self.where(index))
-
     def _parse(self, index: int) -> Any:
         start, end = int(self.places.starts[index]), int(self.places.ends[index])
         try:
@@ -104,7 +101,7 @@ class FileRows(Sequence[Row]):
             reason = f'broken JSON at column {error.colno}: {error.msg}; {hint}'
         except RecursionError:
             reason = 'JSON nested too deeply'
-        raise DataError(f'{self._full_place(index)}: {reason}', kind='unreadable_row')
+        raise DataError(reason, kind='unreadable_row')
 
     def _read(self, start: int, count: int) -> bytes:
         # Not a memory map: a file that is cut while a run goes on would kill the process, here it is an error.

@@ -31,7 +31,8 @@ def to_image_ref(value: Any) -> ImageRef:
             PIL image, which is encoded again without loss; or an ImageRef.
 
     Raises:
-        DataError: any other value, an empty one, or a URL.
+        DataError: any other value, an empty one, or a URL that is not http. Whether one that is may be used is for
+            the data set to say, see ``images.locate``.
     """
     if isinstance(value, ImageRef):
         return value
@@ -60,7 +61,7 @@ def _ref_from_text(text: str | bytes) -> ImageRef:
         raise DataError('empty image path; leave the image out, or name a file')
     if text[:5].lower() == 'data:':
         return ImageRef(data=_decode_data_uri(text))
-    if re.match('[a-zA-Z][a-zA-Z0-9+.-]*://', text):
+    if re.match('(?!https?://)[a-z][a-z0-9+.-]*://', text, re.IGNORECASE):
         raise DataError(f'image is a URL ({shorten(text)}); download it first and give its path', kind='refused_image')
     if (data := _decode_plain_base64(text)) is not None:
         return ImageRef(data=data)

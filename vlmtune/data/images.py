@@ -6,13 +6,18 @@ image in the same way, so the size that was planned is the size that is loaded.
 
 import errno
 import functools
+import hashlib
 import io
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
+from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -52,12 +57,64 @@ def _reason(error: Exception) -> str:
 # ---- where a path may lead
 
 
+@dataclass(frozen=True)
+class ImageRoot:
+    """Where images lie if some of them come from URLs.
+
+    Attributes:
+        folder: the image folder of all others; None as in ``resolve_image_path``.
+        hosts: ``images.example.org`` or ``images.example.org:8080``; other hosts' images are refused.
+        downloads: holds the file of every URL that was downloaded.
+    """
+
+    folder: Path | None
+    hosts: tuple[str, ...]
+    downloads: Path
+
+    def allows(self, url: str) -> bool:
+        """Whether the host of a URL is one of ``hosts``: letter by letter, so a URL with a login is not."""
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            return False
+        return parts.scheme in ('http', 'https') and parts.netloc.lower() in self.hosts
+
+    def file_of(self, url: str) -> Path:
+        """The file of a URL, whether it is there or not."""
+        return self.downloads / hashlib.sha256(url.encode('utf-8', 'surrogatepass')).hexdigest()
+
+
+Root: TypeAlias = str | Path | ImageRoot | None
+
+
+def is_url(path: str | None) -> bool:
+    """Whether an image is on the web."""
+    return path is not None and re.match('https?://', path, re.IGNORECASE) is not None
+
+
+def locate(path: str, root: Root) -> tuple[str, str | Path | None]:
+    """A path, and the folder in which it must lie, if any; of an allowed URL, the file that it is downloaded to.
+
+    Raises:
+        DataError: a URL of a host that is not allowed.
+    """
+    if not is_url(path):
+        return path, root.folder if isinstance(root, ImageRoot) else root
+    if isinstance(root, ImageRoot) and root.allows(path):
+        return str(root.file_of(path)), None
+    raise DataError(
+        f'image is a URL ({shorten(path)}); download it first and give its path, '
+        "or allow its host with url_hosts=('images.example.org',)",
+        kind='refused_image',
+    )
+
+
 @functools.lru_cache(maxsize=16)
 def _real_root(absolute_root: str) -> Path:
     return Path(absolute_root).resolve()
 
 
-def resolve_image_path(ref: ImageRef, root: str | Path | None) -> Path:
+def resolve_image_path(ref: ImageRef, root: Root) -> Path:
     """The file of a reference: absolute, links resolved.
 
     Args:
@@ -66,15 +123,16 @@ def resolve_image_path(ref: ImageRef, root: str | Path | None) -> Path:
             resolved. None: relative paths start at the working directory and any file may be named.
 
     Raises:
-        DataError: the path leaves the image folder, or is not a path.
+        DataError: the path leaves the image folder, is not a path, or is a URL of a host that is not allowed.
     """
     if ref.path is None:
         raise ValueError(f'{ref} holds bytes, not a path')
+    place, inside = locate(ref.path, root)
     try:
-        if root is None:
-            return Path(ref.path).resolve()
-        folder = _real_root(os.path.abspath(root))
-        path = (folder / ref.path).resolve()
+        if inside is None:
+            return Path(place).resolve()
+        folder = _real_root(os.path.abspath(inside))
+        path = (folder / place).resolve()
     except (OSError, ValueError, RuntimeError) as error:
         message = f'image path cannot be used: {shorten(repr(ref.path))} ({_reason(error)})'
         raise DataError(message, kind='refused_image') from error
@@ -90,9 +148,7 @@ def resolve_image_path(ref: ImageRef, root: str | Path | None) -> Path:
 # ---- sizes and pixels
 
 
-def read_image_size(
-    ref: ImageRef, *, root: str | Path | None = None, max_pixels_allowed: int = MAX_PIXELS
-) -> ImageSize:
+def read_image_size(ref: ImageRef, *, root: Root = None, max_pixels_allowed: int = MAX_PIXELS) -> ImageSize:
     """Height and width as ``load_image`` gives them, from the header; no pixel is decoded.
 
     Args:
@@ -108,7 +164,7 @@ def read_image_size(
         return ImageSize(width, height) if _orientation(image) >= 5 else ImageSize(height, width)
 
 
-def load_image(ref: ImageRef, *, root: str | Path | None = None, max_pixels_allowed: int = MAX_PIXELS) -> Image.Image:
+def load_image(ref: ImageRef, *, root: Root = None, max_pixels_allowed: int = MAX_PIXELS) -> Image.Image:
     """The image in RGB, upright, decoded once.
 
     EXIF orientation is applied; transparency is put on white; 16-bit grey is scaled to 8 bit; of an animation the
@@ -140,10 +196,10 @@ def _known_formats() -> tuple[str, ...]:
 
 
 @contextmanager
-def _open(ref: ImageRef, *, root: str | Path | None, max_pixels_allowed: int) -> Iterator[Image.Image]:
+def _open(ref: ImageRef, *, root: Root, max_pixels_allowed: int) -> Iterator[Image.Image]:
     """The opened, not yet decoded image; every way in which it may be broken becomes a DataError that names it."""
     path = None if ref.data is not None else resolve_image_path(ref, root)
-    name = str(path or ref)
+    name = f'{ref} (downloaded to {path})' if is_url(ref.path) else str(path or ref)
     try:
         with Image.open(path or io.BytesIO(ref.data or b''), formats=_known_formats()) as image:
             _check_header(image, name=name, limit=max_pixels_allowed)
@@ -152,7 +208,8 @@ def _open(ref: ImageRef, *, root: str | Path | None, max_pixels_allowed: int) ->
         message = f'not an image file: {name}; expected {", ".join(_known_formats())}'
         raise DataError(message, kind='broken_image') from error
     except FileNotFoundError as error:
-        folder = f' (image_folder is {os.fspath(root)!r})' if root is not None else ' (image_folder is not set)'
+        inside = None if ref.path is None else locate(ref.path, root)[1]
+        folder = ' (image_folder is not set)' if inside is None else f' (image_folder is {os.fspath(inside)!r})'
         message = f'image not found: {shorten(name, 300)}{folder}; fix the row, or image_folder'
         raise DataError(message, kind='missing_image') from error
     except OSError as error:

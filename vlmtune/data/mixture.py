@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from vlmtune.config.targets import find_target
 from vlmtune.data.dataset import BadSample, SupervisedDataset
+from vlmtune.data.images import ImageRoot
 from vlmtune.data.processor import Processor
 from vlmtune.data.streaming import StreamingDataset
 from vlmtune.registry import DATASETS
@@ -122,6 +123,11 @@ class MixedDataset(Dataset):
                 f'MixedDataset: data set {kinds.index(StreamingDataset)} is a stream, whose samples cannot be counted; '
                 'expected a SupervisedDataset'
             )
+        if MixedDataset in kinds:
+            raise ConfigError(
+                f'MixedDataset: data set {kinds.index(MixedDataset)} is a MixedDataset itself; list its data '
+                'sets here, each with its own repeats or weights'
+            )
         members = len(datasets)
         if repeats is not None and weights is not None:
             raise ConfigError('MixedDataset: give repeats or weights, not both')
@@ -197,7 +203,7 @@ class MixedDataset(Dataset):
         return sum(member.truncated for member in self.members)
 
     @property
-    def image_folder(self) -> Path | None:
+    def image_folder(self) -> Path | ImageRoot | None:
         """The folder that all members share; None if they do not."""
         folders = {member.image_folder for member in self.members}
         return folders.pop() if len(folders) == 1 else None

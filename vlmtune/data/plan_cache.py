@@ -17,6 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
+from vlmtune.data.images import Root
 from vlmtune.data.parallel import default_workers
 from vlmtune.data.plan_key import describe_difference, plan_key
 from vlmtune.data.planning import RowPlanner, file_state, plan_rows
@@ -197,11 +198,11 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def _changed_image(table: SampleTable, folder: Path | None) -> str | None:
+def _changed_image(table: SampleTable, root: Root) -> str | None:
     """An image file that is not what it was."""
 
     def first_changed(files: list[tuple[str, FileState]]) -> str | None:
-        return next((path for path, state in files if file_state(path, folder) != state), None)
+        return next((path for path, state in files if file_state(path, root) != state), None)
 
     with ThreadPoolExecutor(_STAT_THREADS) as pool:
         return next((path for path in pool.map(first_changed, table.image_files()) if path is not None), None)

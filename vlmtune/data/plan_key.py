@@ -5,10 +5,12 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vlmtune.data.images import ImageRoot
 from vlmtune.data.planning import RowPlanner
 from vlmtune.data.processor import Processor
 from vlmtune.data.sources import fingerprint
@@ -24,11 +26,14 @@ def plan_key(planner: RowPlanner) -> dict[str, str] | str:
     rows = fingerprint(planner.rows)
     if rows is None:
         return 'rows in memory that are not plain data'
+    root = planner.image_folder
+    folder, hosts = (root.folder, root.hosts) if isinstance(root, ImageRoot) else (root, ())
     parts = dict(
         rows=rows,
         max_length=str(planner.max_length),
         overlong=planner.overlong,
-        image_folder=str(planner.image_folder and planner.image_folder.absolute()),
+        image_folder='None' if folder is None else os.path.abspath(folder),
+        url_hosts=' '.join(hosts),
         code=_code(),
         **_processor_parts(planner.processor),
     )

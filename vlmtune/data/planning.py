@@ -6,14 +6,14 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
 from vlmtune.data.cut_samples import can_be_cut
-from vlmtune.data.images import read_image_size
+from vlmtune.data.downloads import download
+from vlmtune.data.images import Root, locate, read_image_size
 from vlmtune.data.parallel import map_chunks
 from vlmtune.data.processor import Processor
 from vlmtune.data.sample_table import BAD, OK, OVERLONG, FileState, PlannedRow, to_batch
@@ -42,7 +42,7 @@ class RowPlanner:
         processor: of the model to train.
         map_row: row -> Conversation.
         map_template: Conversation -> Sample.
-        image_folder: root of relative image paths.
+        image_folder: root of the images.
         max_length: tokens of the longest sample.
         overlong: what becomes of longer ones, see SupervisedDataset.
     """
@@ -54,7 +54,7 @@ class RowPlanner:
         processor: Processor,
         map_row: Callable[..., Conversation],
         map_template: Callable[..., Sample],
-        image_folder: Path | None,
+        image_folder: Root,
         max_length: int,
         overlong: Overlong,
     ) -> None:
@@ -135,6 +135,7 @@ class RowPlanner:
         return self._file(image.path)
 
     def _look_at_file(self, path: str) -> tuple[FileState, ImageSize]:
+        download(path, self.image_folder)
         state = file_state(path, self.image_folder)  # first: a change after this is seen later
         return state, read_image_size(ImageRef(path=path), root=self.image_folder)
 
@@ -142,11 +143,12 @@ class RowPlanner:
         return _MISSING if image.path is None else file_state(image.path, self.image_folder)
 
 
-def file_state(path: str, folder: Path | None) -> FileState:
+def file_state(path: str, root: Root) -> FileState:
     """Size and time of change of an image file."""
     try:
-        found = os.stat(path if folder is None else os.path.join(folder, path))
-    except (OSError, ValueError):
+        place, folder = locate(path, root)
+        found = os.stat(place if folder is None else os.path.join(folder, place))
+    except (OSError, ValueError, DataError):
         return _MISSING
     return FileState(found.st_size, found.st_mtime_ns)
 

@@ -9,12 +9,10 @@ Letters: L tokens, I images.
 
 import copy
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +20,11 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
 from vlmtune.data.boxes import write_boxes
+from vlmtune.data.encoding import TextEncoder
 from vlmtune.data.pixels import find_pixel_function, pixel_affine
 from vlmtune.data.placeholders import ImageTokens
 from vlmtune.data.processor_files import JOINT_FILE, read_source_json, save_processor_files
-from vlmtune.data.rendering import ChatRenderer, Rendered, Span
+from vlmtune.data.rendering import ChatRenderer
 from vlmtune.data.templates import find_template
 from vlmtune.families import Family, find_family
 from vlmtune.ops import finish_images
@@ -37,13 +36,12 @@ from vlmtune.utils.pretrained import load_pretrained
 
 logger = logging.getLogger(__name__)
 
-
-class Pieces(NamedTuple):
-    """Tokens and the characters [start, end) they stand for: int32[L], int64[L], int64[L]."""
-
-    ids: np.ndarray
-    starts: np.ndarray
-    ends: np.ndarray
+# Settings of image processors that say again what the model is built for: their names in its vision_config.
+_MODEL_SIZES = {
+    'patch_size': 'patch_size',
+    'merge_size': 'spatial_merge_size',
+    'temporal_patch_size': 'temporal_patch_size',
+}
 
 
 @PROCESSORS.register_module()
@@ -89,12 +87,11 @@ class Processor:
         self._count_tokens: Any = import_name(self.family.placeholder) if self.family.placeholder else None
         self._make_pixels = find_pixel_function(self.family, self.image_processor)
         self.renderer = ChatRenderer(self.tokenizer, as_parts=self.family.has_vision, image_text=self.family.image_text)
-        words = re.compile(self.family.words or '(?!)')
-        added = (i for token, i in self.tokenizer.get_added_vocab().items() if not words.fullmatch(token))
-        control = np.array([*self.tokenizer.all_special_ids, *added], np.int64)
-        self._is_control = np.zeros(control.max(initial=0) + 2, bool)  # of token ids; the last entry of all larger ones
-        self._is_control[control] = True
-        self._known_ids: dict[str, np.ndarray] = {}
+        self.encoder = TextEncoder(
+            self.tokenizer,
+            image_token=self.image_token_id if self.family.has_vision else None,
+            words=self.family.words,
+        )
 
     def _load_image_processor(self, settings: dict[str, Any]) -> Any:
         if not self.family.has_vision:
@@ -120,6 +117,7 @@ class Processor:
                 f'image_processor: size={settings["size"]} has no effect, the checkpoint stores min_pixels and '
                 'max_pixels; set those instead'
             )
+        _check_model_sizes(changed, settings, vision=self.config.vision_config)
         return changed
 
     @property
@@ -155,7 +153,7 @@ class Processor:
             raise DataError(f'has {len(conversation.images)} images, but {self.source} is a text model')
         conversation = write_boxes(conversation, processor=self, image_sizes=image_sizes)
         rendered = self.renderer.render(conversation, add_generation_prompt=add_generation_prompt)
-        ids, starts, ends = self._encode(rendered)
+        ids, starts, ends = self.encoder.encode(rendered)
         labels = np.full(len(ids), IGNORE_INDEX, dtype=np.int32)
         for index, span in rendered.answers.items():
             if learned is None or index in learned:
@@ -166,66 +164,7 @@ class Processor:
 
     def encode_text(self, text: str) -> np.ndarray:
         """Token ids int32[L] of plain text: no special token is added, control tokens in it stay text."""
-        return np.array(self._encode_literally(text), dtype=np.int32)
-
-    def _encode(self, rendered: Rendered) -> Pieces:
-        """Tokens of the whole text; the way the family's own processor does it."""
-        special = self._adds_special(rendered)
-        pieces = self._tokenizer_pieces(rendered.text, 0, special=special)
-        if literal := self._spans_with_control_tokens(pieces, rendered.contents):
-            pieces = self._encode_around(rendered.text, literal, special=special)
-        return pieces
-
-    def _adds_special(self, rendered: Rendered) -> bool:
-        """Image families' processors let the tokenizer add BOS unless the template wrote it; text models never do."""
-        bos = self.tokenizer.bos_token
-        before = rendered.text[: rendered.contents[0].start] if rendered.contents else rendered.text
-        return self.family.has_vision and not (bos and bos in before)
-
-    def _tokenizer_pieces(self, text: str, offset: int, *, special: bool) -> Pieces:
-        backend = self.tokenizer.backend_tokenizer  # calling the tokenizer itself makes lists of lists: a third slower
-        backend.encode_special_tokens = self.tokenizer.split_special_tokens
-        backend.no_truncation()
-        backend.no_padding()
-        encoding = backend.encode(text, add_special_tokens=special)
-        spans = np.fromiter(chain.from_iterable(encoding.offsets), np.int64).reshape(-1, 2) + offset
-        return Pieces(np.array(encoding.ids, np.int32), spans[:, 0], spans[:, 1])
-
-    def _spans_with_control_tokens(self, pieces: Pieces, contents: Sequence[Span]) -> list[Span]:
-        """The texts in which the tokenizer found a control token, or a part of one that goes on in the next text."""
-        found = np.flatnonzero(
-            self._is_control[np.minimum(pieces.ids, len(self._is_control) - 1)] & (pieces.ends > pieces.starts)
-        )
-        starts, ends = pieces.starts[found].tolist(), pieces.ends[found].tolist()
-        return [s for s in contents if any(a < s.end and b > s.start for a, b in zip(starts, ends, strict=True))]
-
-    def _encode_around(self, text: str, literal: Sequence[Span], *, special: bool) -> Pieces:
-        """The slow way: the texts in ``literal`` are tokenised alone, specials switched off."""
-        parts, at = [], 0
-        for span in literal:
-            parts.append(self._tokenizer_pieces(text[at : span.start], at, special=special))
-            ids = self.encode_text(text[span.start : span.end])
-            parts.append(Pieces(ids, np.full(len(ids), span.start), np.full(len(ids), span.end)))
-            at, special = span.end, False
-        parts.append(self._tokenizer_pieces(text[at:], at, special=special))
-        return Pieces(*map(np.concatenate, zip(*parts, strict=True)))
-
-    def _encode_literally(self, text: str) -> list[int]:
-        ids = list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)['input_ids'])
-        if found := [token for token in ids if token == self._image_token_or_none]:
-            raise DataError(
-                f'the text holds {len(found)} image tokens that the tokenizer cannot write as text; remove them'
-            )
-        return ids
-
-    @property
-    def _image_token_or_none(self) -> int | None:
-        return self.image_token_id if self.family.has_vision else None
-
-    def _template_ids(self, text: str) -> np.ndarray:
-        if text not in self._known_ids:
-            self._known_ids[text] = np.array(self.tokenizer(text, add_special_tokens=False)['input_ids'], np.int32)
-        return self._known_ids[text]
+        return self.encoder.literal_ids(text)
 
     def _expand(
         self, ids: np.ndarray, labels: np.ndarray, *, sizes: Sequence[ImageSize]
@@ -241,7 +180,7 @@ class Processor:
         at = patches = 0
         for marker, size in zip(markers.tolist(), sizes, strict=True):
             tokens: ImageTokens = self._count_tokens(self, size, images=len(sizes))
-            image = np.concatenate([np.tile(self._template_ids(text), times) for text, times in tokens.runs])
+            image = np.concatenate([np.tile(self.encoder.template_ids(text), times) for text, times in tokens.runs])
             patches += tokens.patches
             new_ids += [ids[at:marker], image]
             new_labels += [labels[at:marker], np.full(len(image), IGNORE_INDEX, np.int32)]
@@ -304,3 +243,21 @@ class Processor:
         if self.tokenizer.eos_token_id is not None:
             ids.add(self.tokenizer.eos_token_id)
         return sorted(ids)
+
+
+def _check_model_sizes(image_processor: Any, settings: Mapping[str, Any], *, vision: Any) -> None:
+    """Patches and tiles are as the model's vision encoder takes them.
+
+    Raises:
+        ConfigError: a setting makes others.
+    """
+    expected = {name: getattr(vision, theirs, None) for name, theirs in _MODEL_SIZES.items()}
+    if hasattr(image_processor, 'crop_to_patches'):  # InternVL: an image is cut into tiles of the encoder's size
+        side = vision.image_size
+        expected['size'] = dict(zip(('height', 'width'), (side, side) if isinstance(side, int) else side, strict=True))
+    for name, size in expected.items():
+        if name in settings and size is not None and settings[name] != size:
+            raise ConfigError(
+                f'image_processor: {name}={settings[name]}, but the vision encoder of the model is built for {size}; '
+                f'remove {name}'
+            )

@@ -83,8 +83,7 @@ class LineStream:
             for text in file:
                 byte, line = byte + len(text), line + 1
                 if text.strip():
-                    place = f'{self.name}:{line}'
-                    yield StreamRow(partial(_parse_line, text, place), place, (byte, line))
+                    yield StreamRow(partial(_parse_line, text), f'{self.name}:{line}', (byte, line))
 
 
 class IterableStream:
@@ -149,15 +148,15 @@ def _given(row: Row) -> Row:
     return row
 
 
-def _parse_line(text: bytes, place: str) -> Row:
+def _parse_line(text: bytes) -> Row:
     try:
         row = json.loads(text.rstrip(b'\r\n').decode('utf-8-sig'))
     except UnicodeDecodeError as error:
-        raise DataError(f'{place}: not UTF-8 text ({error.reason}); save it as UTF-8', kind='unreadable_row') from error
+        raise DataError(f'not UTF-8 text ({error.reason}); save it as UTF-8', kind='unreadable_row') from error
     except json.JSONDecodeError as error:
-        raise DataError(f'{place}: broken JSON at column {error.colno}: {error.msg}', kind='unreadable_row') from error
+        raise DataError(f'broken JSON at column {error.colno}: {error.msg}', kind='unreadable_row') from error
     except RecursionError as error:
-        raise DataError(f'{place}: JSON nested too deeply', kind='unreadable_row') from error
+        raise DataError('JSON nested too deeply', kind='unreadable_row') from error
     if not isinstance(row, dict):
-        raise DataError(f'{place}: a row is of type {type(row).__name__}; expected an object', kind='unreadable_row')
+        raise DataError(f'a row is of type {type(row).__name__}; expected an object', kind='unreadable_row')
     return row

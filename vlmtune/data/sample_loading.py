@@ -1,19 +1,17 @@
 """A planned sample -> tensors: here, and nowhere before, pixels are decoded."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from PIL import Image
 
-from vlmtune.data.images import load_image
+from vlmtune.data.images import Root, load_image
 from vlmtune.data.processor import Processor
 from vlmtune.ops import mrope_positions
 from vlmtune.structures import IGNORE_INDEX, Sample
 from vlmtune.utils.errors import DataError
 
 
-def load_images(sample: Sample, *, root: Path | None) -> list[Image.Image]:
+def load_images(sample: Sample, *, root: Root) -> list[Image.Image]:
     """The images of a sample, in the sizes that they were planned with.
 
     Raises:

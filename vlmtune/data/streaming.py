@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from vlmtune.data.cut_samples import pieces
 from vlmtune.data.dataset import BadSample, OnBadSample, note_bad_sample
+from vlmtune.data.downloads import image_root
 from vlmtune.data.planning import Overlong, RowPlanner
 from vlmtune.data.processor import Processor
 from vlmtune.data.row_streams import RowStream, StreamedRows, StreamRow, open_stream
@@ -91,9 +92,7 @@ class StreamingDataset(Dataset):
             raise ConfigError(f'shuffle_window={shuffle_window}: expected a positive number of rows')
         self.stream = open_stream(rows)
         self.processor, self.max_length, self.overlong = processor, max_length, overlong
-        self.image_folder = None if image_folder is None else Path(image_folder).expanduser()
-        if self.image_folder is not None and not self.image_folder.is_dir():
-            raise DataError(f'image_folder {self.image_folder.absolute()} does not exist')
+        self.image_folder = image_root(image_folder)
         self.on_bad_sample, self.bad_sample_budget = on_bad_sample, bad_sample_budget
         self.shuffle_window = shuffle_window
         self.bad_samples_file = None if bad_samples_file is None else Path(bad_samples_file)

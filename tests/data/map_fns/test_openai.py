@@ -40,6 +40,7 @@ def test_texts():
         ({'type': 'image', 'image': URI, 'index': None, 'text': None}, ImageRef(data=b'png')),
         ({'type': 'image_url', 'image_url': {'url': URI, 'detail': 'low'}}, ImageRef(data=b'png')),
         ({'type': 'image_url', 'image_url': 'a.png'}, ImageRef('a.png')),
+        ({'type': 'image_url', 'image_url': {'url': 'https://x.org/a.png'}}, ImageRef('https://x.org/a.png')),
     ],
 )
 def test_an_image_inside_a_part(part, ref):
@@ -120,8 +121,8 @@ IMAGE = {'type': 'image'}
         (ask([{'type': 'image', 'index': '0'}], images=['a']), "image index '0'"),
         (ask([{'type': 'image', 'index': 0}, IMAGE], images=['a']), 'some images by index and some in order'),
         (ask([{'type': 'image', 'index': 0, 'image': 'a'}], images=['a']), 'names its image in several ways'),
-        (ask([{'type': 'image', 'image': 'https://x.org/a.png'}]), 'image is a URL .*download it first'),
-        (ask([{'type': 'image_url', 'image_url': {'url': 'http://x.org/a.png'}}]), 'download it first'),
+        (ask([{'type': 'image', 'image': 's3://x.org/a.png'}]), 'image is a URL .*download it first'),
+        (ask([{'type': 'image_url', 'image_url': {'url': 'ftp://x.org/a.png'}}]), 'download it first'),
         (ask([{'type': 'image_url'}]), 'image of type NoneType'),
         (ask([{'type': 'video', 'video': None}]), "is 'video'; expected text, image or image_url"),
         (ask([{'type': 'text'}]), r"has no messages\[0\]\['content'\]\[0\]\['text'\]"),
