@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -18,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0, 1 for a failure, 2 for a wrong command line, 130 for Ctrl-C."""
     arguments = build_parser().parse_args(argv)
     _log_to_terminal(arguments.debug)
+    warnings.filterwarnings('ignore', 'Image size .* exceeds limit')  # Pillow's; data/images.py has a limit of its own
     try:
         code = arguments.run(arguments) or 0
         sys.stdout.flush()  # a closed pipe shows here

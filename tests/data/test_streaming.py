@@ -8,6 +8,7 @@ import torch
 
 from vlmtune.data import (
     StreamingDataset,
+    alpaca_map_fn,
     build_train_loader,
     chat_template_map_fn,
     llava_map_fn,
@@ -224,6 +225,23 @@ def test_a_parquet_file_is_streamed(stream, tmp_path):
     whole = take(first, 4)
     assert set(flat(whole)) <= {f'rows.parquet[{i}]' for i in range(20)}
     second = sampler_of(stream(stream_rows(path)))
+    second.load_state_dict(first.state_dict())
+    assert take(second, 3) == take(first, 3)
+
+
+@pytest.mark.parametrize('name', ['rows.json', 'rows.csv'])
+def test_files_without_lines_of_their_own_are_streamed_and_resumed(name, stream, tmp_path):
+    path = tmp_path / name
+    if name == 'rows.json':
+        path.write_text(json.dumps([row(i) for i in range(20)]))
+        settings = {}
+    else:
+        path.write_text('instruction,output\n' + ''.join(f'question {i},answer {i}\n' for i in range(20)))
+        settings = dict(dataset_map_fn=alpaca_map_fn)
+    first = sampler_of(stream(stream_rows(path), **settings))
+    whole = take(first, 4)
+    assert all(place.startswith(name) for place in flat(whole))
+    second = sampler_of(stream(stream_rows(path), **settings))
     second.load_state_dict(first.state_dict())
     assert take(second, 3) == take(first, 3)
 

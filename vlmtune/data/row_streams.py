@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from vlmtune.data.sources import load_rows, where
 from vlmtune.registry import build_callable
 from vlmtune.utils.errors import DataError
 
@@ -98,8 +99,12 @@ class IterableStream:
         self.rows, self.name = rows, name
 
     def read(self, position: Sequence[int] = ()) -> Iterator[StreamRow]:
-        """The rows from a position on; a data set that can skip does, others are read over."""
+        """The rows from a position on; a sequence starts there, a data set that can skip does, others are read over."""
         (first,) = position or (0,)
+        if isinstance(self.rows, Sequence):
+            for number in range(first, len(self.rows)):
+                yield StreamRow(partial(self.rows.__getitem__, number), where(self.rows, number), (number + 1,))
+            return
         skip = getattr(self.rows, 'skip', None)
         rest = islice(self.rows, first, None) if skip is None else skip(first)
         for number, row in enumerate(rest, start=first):
@@ -112,8 +117,9 @@ def stream_rows(
     """The rows of a data set, one after the other; nothing is read ahead or written to disk.
 
     Args:
-        path: a .jsonl file, which is read line by line and resumed by seeking; a .parquet or .arrow file; or the id of
-            a data set on the hub or a folder, which ``datasets`` streams.
+        path: a .jsonl file, which is read line by line and resumed by seeking; a .json or .csv file, of which
+            ``load_rows`` keeps the places of the rows in memory; a .parquet or .arrow file; or the id of a data set on
+            the hub or a folder, which ``datasets`` streams.
         split, name: of a folder or a data set on the hub.
 
     Raises:
@@ -123,9 +129,11 @@ def stream_rows(
     local = Path(text).expanduser()
     if local.suffix == '.jsonl':
         return LineStream(local)
+    if local.suffix in ('.json', '.csv'):
+        return IterableStream(load_rows(local), name=local.name)
     from datasets import load_dataset  # noqa: PLC0415  (it takes seconds, and json files need none of it)
 
-    kind = {'.parquet': 'parquet', '.arrow': 'arrow', '.json': 'json', '.csv': 'csv'}.get(local.suffix)
+    kind = {'.parquet': 'parquet', '.arrow': 'arrow'}.get(local.suffix)
     if kind is not None and not local.is_file():
         raise DataError(f'data file not found: {local.absolute()}; check the path in the config (data_path)')
     try:
@@ -135,7 +143,8 @@ def stream_rows(
             found = load_dataset(kind, data_files=str(local), split='train', streaming=True)
     except (OSError, ValueError) as error:
         raise DataError(f'{text} cannot be streamed: {" ".join(str(error).split())}') from error
-    return IterableStream(found.decode(False), name=local.name)  # images stay dict(bytes=, path=)
+    undecoded = found.decode(False) if found.features else found  # images stay dict(bytes=, path=)
+    return IterableStream(undecoded, name=local.name)
 
 
 def open_stream(rows: RowStream | Iterable[Row] | Mapping[str, Any]) -> RowStream:

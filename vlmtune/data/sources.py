@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, overload, runtime_checkable
 
 from vlmtune.data.file_rows import FileRows, Row, hash_of_file
-from vlmtune.data.row_streams import StreamedRows
 from vlmtune.utils.errors import DataError
 
 if TYPE_CHECKING:
@@ -102,9 +101,18 @@ class TableRows(Sequence[Row]):
 LoadedRows: TypeAlias = FileRows | ListRows | TableRows
 
 
+@runtime_checkable
+class HasPlaces(Protocol):
+    """Rows that know where they come from."""
+
+    def where(self, index: int) -> str:
+        """``train.jsonl:812``."""
+        ...
+
+
 def where(rows: Sequence[Any], index: int) -> str:
     """The place of a row for messages: ``train.jsonl:812`` (a line, from 1) or ``train.parquet[811]`` (from 0)."""
-    if isinstance(rows, LoadedRows | StreamedRows):
+    if isinstance(rows, HasPlaces):
         return rows.where(index)
     return f'rows[{index}]'
 
