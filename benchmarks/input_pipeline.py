@@ -98,7 +98,8 @@ def loader(dataset: SupervisedDataset, workers: int) -> float:
 
 def build_dataset(name: str, folder: Path, photos: int, settings: dict[str, Any]) -> SupervisedDataset:
     """A data set of one question and answer about each photo, for a tiny model with real image settings."""
-    model = write_tiny_model(name, folder / name)
+    tile = dict(vision_config=dict(image_size=[448, 448])) if name == 'internvl' else {}
+    model = write_tiny_model(name, folder / name, **tile)
     template = 'vicuna' if name == 'llava' else None
     turns = [{'from': 'human', 'value': '<image>\nWhat is it?'}, {'from': 'gpt', 'value': 'Shapes.'}]
     return SupervisedDataset(

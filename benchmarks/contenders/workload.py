@@ -6,7 +6,7 @@ picture, one question and one answer whose number of words is log-normal. Kinds:
 findings  pictures of 4 to 48 tokens, answers of 25 words (median): 160 rows
 short     the same pictures, answers of 3 words
 long      the same pictures, answers of 90 words
-images    pictures of 100 to 324 tokens, answers of 25 words: at least 80 % of all tokens are image tokens
+images    pictures of 144 to 400 tokens, answers of 11 words: at least 80 % of all tokens are image tokens
 """
 
 import json
@@ -50,7 +50,7 @@ KINDS = {
     'findings': Kind(**_SMALL, mean=3.2, sigma=0.9, longest=300, rows=160),
     'short': Kind(**_SMALL, mean=1.1, sigma=0.6, longest=300, rows=160),
     'long': Kind(**_SMALL, mean=4.5, sigma=0.8, longest=900, rows=96),
-    'images': Kind(heights=(280, 392, 504), widths=(280, 392, 504), mean=3.2, sigma=0.9, longest=300, rows=96),
+    'images': Kind(heights=(336, 448, 560), widths=(336, 448, 560), mean=2.4, sigma=0.8, longest=300, rows=64),
 }
 
 
