@@ -28,6 +28,10 @@ from workload import Kind, write_files, write_rows  # noqa: E402  (a script's ne
 
 MARK = 0.45  # MFU on an H200-class card (dense bf16 peak 989 TFLOP/s)
 ROWS = Kind(heights=(480,), widths=(640,), mean=4.5, sigma=0.8, longest=900, rows=400)
+SETTINGS = dict(
+    max_length=4096, dataloader_num_workers=4, vision='frozen', dtype='bfloat16', gradient_checkpointing=True, lr=1e-5,
+    max_epochs=None,
+)  # fmt: skip
 _ROPE = {'rope_type': 'default', 'rope_theta': 1_000_000.0, 'mrope_section': [16, 24, 24]}
 _VISION = dict(
     depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, patch_size=14, spatial_merge_size=2,
@@ -64,10 +68,10 @@ def write_model(path: Path, shape: str) -> None:
 def run(workload: Path, **settings: Any) -> str:
     """Train a few steps in a process of its own; the cells of a row."""
     work_dir = Path(tempfile.mkdtemp(dir=workload))
-    overrides = [f'{name}={value}' for name, value in settings.items()]
+    overrides = [f'{name}={value}' for name, value in {**SETTINGS, **settings}.items()]
     command = [
-        sys.executable, '-m', 'vlmtune', 'train', str(CONTENDERS / 'gpu_config.py'), '--work-dir', str(work_dir),
-        '--cfg-options', f'workload={workload}', *overrides,
+        sys.executable, '-m', 'vlmtune', 'train', str(CONTENDERS / 'vlmtune_config.py'), '--work-dir',
+        str(work_dir), '--cfg-options', f'workload={workload}', *overrides,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

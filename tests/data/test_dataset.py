@@ -1,6 +1,7 @@
 """Rows become samples before the first step; what cannot be used is named, dropped or skipped, as the settings say."""
 
 import json
+import multiprocessing
 from dataclasses import replace
 from functools import partial
 
@@ -345,6 +346,32 @@ def test_a_picture_that_is_broken_behind_its_header_is_written_down_once(build, 
     assert missing['index'] == 0
     assert (broken['index'], broken['where'], broken['kind']) == (1, 'train.jsonl:2', 'undecodable')
     assert broken['images'] == ['0.png']
+
+
+def test_ranks_write_to_one_file(build, images, tmp_path):
+    """Four processes with a data set each: what all met while planning and while training is there once."""
+    path = tmp_path / 'bad_samples.jsonl'
+    data = (images / '0.png').read_bytes()
+    (images / '0.png').write_bytes(data[:60])
+    rows = [BAD, *[SEEN] * 100]
+    context = multiprocessing.get_context('fork')
+    together = context.Barrier(4)
+
+    def learn():
+        dataset = build(on_bad_sample='skip', bad_sample_budget=0.5, bad_samples_file=str(path))
+        for index in range(len(dataset)):
+            together.wait(60)  # so that all meet a picture at the same time
+            dataset[index]
+
+    build(*rows, on_bad_sample='skip', bad_sample_budget=0.5)
+    ranks = [context.Process(target=learn) for _ in range(4)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(120)
+    assert [rank.exitcode for rank in ranks] == [0] * 4
+    assert sorted(line['index'] for line in lines_of(path)) == list(range(101))
+    assert [entry.name for entry in tmp_path.glob('bad_samples*')] == [path.name], 'nothing is left beside it'
 
 
 def test_a_picture_that_changed_its_size(build, images):

@@ -83,12 +83,16 @@ def test_activations(memory):
     assert asked.estimate(LOAD).activations == made.estimate(LOAD, checkpointing=True).activations
 
 
-def test_the_loss_takes_one_chunk_of_logits(memory):
-    made = memory(dict(llm='lora'))
-    vocabulary = made.model.model.get_output_embeddings().out_features
-    more, most = (made.estimate(LOAD._replace(supervised=n)).loss for n in (512, 1024))
-    assert most - more == 512 * 64 * 8
-    assert more == 512 * (vocabulary * 16 + 64 * 8)
+@pytest.mark.parametrize(('dtype', 'size', 'copy'), [('float32', 4, 0), ('bfloat16', 2, 2)])
+def test_the_loss_takes_one_chunk_of_logits(dtype, size, copy, memory):
+    """64 MiB of float32 logits however large the vocabulary is, and their copy in another dtype."""
+    made = memory(dict(llm='lora'), dtype=dtype)
+    hidden = 64 * 2 * size
+    for made.vocabulary, rows in ((32_000, 524), (151_936, 110)):
+        few, more, most = (made.estimate(LOAD._replace(supervised=n)).loss for n in (100, 600, 1200))
+        assert few == 100 * (made.vocabulary * (4 + copy) + hidden), 'less than a chunk'
+        assert more == rows * made.vocabulary * (4 + copy) + 600 * hidden
+        assert most - more == 600 * hidden
 
 
 def test_a_model_without_weights_is_estimated_alike(tiny_model, memory):

@@ -13,12 +13,12 @@ queries and of the keys.
   4 x i x M; LoRA: i for each input of an adapted layer (1 more with dropout) where the computation is not float32 or
   there is dropout. One more layer's worth for the gradients of activations while it runs backward. With checkpointing
   only the input of a layer is kept, i x H, and the worth of two layers. Where gradients do not flow, one layer's worth.
-- Loss: one chunk of logits, (8 + 2i) bytes each, and the gradient of the hidden states.
+- Loss: one chunk of logits, 4 bytes each (and i where the computation is not float32), and the learned hidden states
+  with their gradient, i each.
 
 Left out: the CUDA context (about 0.5 GiB), fragmentation, workspaces, buffers of the gradient exchange; and that
-gradients are not all there when activations are most. Against the peak resident memory of a second step on a CPU (Qwen2
-with 136 million weights, 1,536 tokens, AdamW) the estimate was 14 % too high for full tuning, 6 % too low with
-checkpointing, 12 % too low for LoRA, 35 % too low for LoRA with checkpointing, 5 % too low for LoRA in bfloat16.
+gradients are not all there when activations are most. On a CPU the estimate was 9 to 24 % too high
+(benchmarks/results/memory_estimate.md, by benchmarks/memory_estimate.py).
 """
 
 from collections.abc import Mapping
@@ -26,17 +26,17 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.registry import OPTIMIZERS
 from torch import nn
 
 from vlmtune.engine.dimensions import Stack, text_stack, vision_stack
 from vlmtune.engine.flops import gradient_parts
+from vlmtune.engine.optim import build_optimizer
 from vlmtune.families import PartName
 from vlmtune.models import SupervisedFinetune
+from vlmtune.ops.cross_entropy import chunk_rows
 
 QUANTIZED_BYTES = {'nf4': 0.52, 'int8': 1.0}
 _PROBE = 1 << 16  # weights; 8-bit optimizers keep small parameters in 32 bit
-_LOSS_CHUNK = 512  # positions, see ops/cross_entropy.py
 
 
 class Load(NamedTuple):
@@ -90,7 +90,7 @@ def state_bytes_per_weight(optimizer: Mapping[str, Any]) -> float:
         optimizer: its settings, ``dict(type=AdamW, lr=...)``.
     """
     probe = nn.Parameter(torch.zeros(_PROBE))
-    built = OPTIMIZERS.build({**optimizer, 'params': [probe]})
+    built = build_optimizer(optimizer, [probe])
     probe.grad = torch.ones_like(probe)
     built.step()
     tensors = [value for state in built.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
@@ -139,9 +139,13 @@ class MemoryModel:
             gradients=self.trained * gradient_bytes / (ranks if zero >= 2 else 1),
             optimizer=0.0 if 'optimizer' in self.sharding.offloads else optimizer,
             activations=self._activations(load, checkpointing),
-            loss=min(load.supervised, _LOSS_CHUNK) * self.vocabulary * (8 + 2 * self.itemsize)
-            + load.supervised * self.text.hidden * (4 + self.itemsize),
+            loss=self._loss(load.supervised),
         )
+
+    def _loss(self, supervised: int) -> float:
+        copy = self.itemsize if self.itemsize < 4 else 0  # of a chunk, in the dtype of the product
+        chunk = min(supervised, chunk_rows(self.vocabulary)) * self.vocabulary * (4 + copy)
+        return chunk + supervised * self.text.hidden * 2 * self.itemsize
 
     def _activations(self, load: Load, checkpointing: bool | None) -> float:
         total = self._stack_bytes('llm', self.text, load.tokens, checkpointing)

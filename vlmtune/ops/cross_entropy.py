@@ -143,6 +143,11 @@ def _gather(
         grads.bias.addmv_(gradient.t(), factor.flatten())
 
 
+def chunk_rows(vocabulary: int) -> int:
+    """Positions whose float32 logits make one chunk."""
+    return max(1, CHUNK_BYTES // (4 * vocabulary))
+
+
 def linear_cross_entropy(
     hidden: Tensor,
     *,
@@ -179,5 +184,5 @@ def linear_cross_entropy(
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         hidden = hidden.to(torch.get_autocast_dtype(device))
-    rows = max(1, CHUNK_BYTES // (4 * len(weight))) if chunk is None else chunk
+    rows = chunk_rows(len(weight)) if chunk is None else chunk
     return _LinearCrossEntropy.apply(hidden, weight, bias, targets, rows, scale, softcap)
