@@ -23,11 +23,13 @@ FROZEN = {
         'positional': ['config'],
         '--work-dir': None,
         '--resume': False,
+        '--reset-optimizer': False,
         '--cfg-options': [],
         '--seed': None,
         '--launcher': 'none',
         '--deepspeed': None,
         '--nproc': None,
+        '--max-restarts': None,
         '--dry-run': False,
     },
     'check-data': {'positional': ['config'], '--json': False, '--decode': False, '--cfg-options': []},
@@ -155,6 +157,7 @@ def test_train_passes_everything_on(called):
                 seed=3,
                 launcher='slurm',
                 deepspeed='deepspeed_zero2',
+                reset_optimizer=False,
                 dry_run=True,
             ),
         )
@@ -272,7 +275,7 @@ class TestSeveralProcesses:
         found = []
         from vlmtune.apps import launch
 
-        monkeypatch.setattr(launch, 'launch', lambda command, nproc, debug: found.append((nproc, list(command))) or 0)
+        monkeypatch.setattr(launch, 'launch', lambda command, nproc, **_: found.append((nproc, list(command))) or 0)
         return found
 
     def test_nproc_starts_the_same_command_under_torchrun(self, called, launched, recipe):
@@ -289,6 +292,7 @@ class TestSeveralProcesses:
             seed=3,
             launcher='pytorch',
             deepspeed='zero2',
+            reset_optimizer=False,
             dry_run=True,
         )
         assert called == [('train', (str(recipe),), expected)]
@@ -317,7 +321,7 @@ class TestSeveralProcesses:
     def test_every_option_of_train_reaches_the_processes(self):
         """A new option has to be added to train_command."""
         line = ['train', 'c.py', '--resume', 'k', '--debug', '--cfg-options', 'a=1', 'b=2', '--dry-run']
-        line += ['--work-dir', 'w', '--seed', '1', '--deepspeed', 'zero1']
+        line += ['--work-dir', 'w', '--seed', '0', '--deepspeed', 'zero1', '--reset-optimizer']
         given = build_parser().parse_args(line)
         again = build_parser().parse_args(train_command(given))
         assert vars(again) == {**vars(given), 'launcher': 'pytorch'}

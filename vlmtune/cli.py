@@ -10,16 +10,27 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from vlmtune import __version__, cli_verbs
-from vlmtune.utils.errors import UserError
+from vlmtune.utils.errors import Stopped, UserError
 
 _HANDLER = 'vlmtune terminal'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0, 1 for a failure, 2 for a wrong command line, 130 for Ctrl-C."""
+    """Runs one command and returns its exit code.
+
+    0, 1 for a failure, 2 for a wrong command line, 130 for Ctrl-C; of a training that a signal has ended 143, 130, or
+    what the config says.
+    """
     arguments = build_parser().parse_args(argv)
     _log_to_terminal(arguments.debug)
     warnings.filterwarnings('ignore', 'Image size .* exceeds limit')  # Pillow's; data/images.py has a limit of its own
+    code = _run(arguments)
+    if code:
+        _leave_other_ranks(code)
+    return code
+
+
+def _run(arguments: argparse.Namespace) -> int:
     try:
         code = arguments.run(arguments) or 0
         sys.stdout.flush()  # a closed pipe shows here
@@ -27,22 +38,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `vlmtune list-cfg | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Stopped as stop:
+        if _rank() == 0:
+            print(stop, file=sys.stderr)
+        return stop.exit_code
     except KeyboardInterrupt:
         _complain('interrupted')
         return 130
     except UserError as error:
-        _complain(str(error), debug=arguments.debug)
+        if _rank() == 0 or arguments.debug or not error.told_by_first_rank:
+            _complain(str(error), debug=arguments.debug)
     except Exception as error:
         hint = '' if arguments.debug else ' (run again with --debug for the traceback)'
         _complain(f'{type(error).__name__}: {error}{hint}', debug=arguments.debug)
     return 1
 
 
+def _rank() -> int:
+    rank = os.environ.get('RANK', '0')
+    return int(rank) if rank.isdecimal() else 0
+
+
+def _leave_other_ranks(code: int) -> None:
+    """End here if connections to other ranks are open: Python would wait for them, and they for us."""
+    distributed: Any = sys.modules.get('torch.distributed')
+    if distributed is not None and distributed.is_initialized() and distributed.get_world_size() > 1:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
 def _complain(message: str, *, debug: bool = False) -> None:
     if debug:
         traceback.print_exc()
-    rank = os.environ.get('RANK')
-    print(f'error: {message}' if rank in (None, '0') else f'error on rank {rank}: {message}', file=sys.stderr)
+    rank = _rank()
+    print(f'error on rank {rank}: {message}' if rank else f'error: {message}', file=sys.stderr)
 
 
 def _log_to_terminal(debug: bool) -> None:
@@ -56,7 +87,7 @@ def _log_to_terminal(debug: bool) -> None:
     terminal = logging.StreamHandler()
     terminal.name = _HANDLER
     terminal.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(message)s', '%m/%d %H:%M:%S'))
-    terminal.setLevel(logging.NOTSET if os.environ.get('RANK', '0') == '0' else logging.WARNING)
+    terminal.setLevel(logging.WARNING if _rank() else logging.NOTSET)
     logger.addHandler(terminal)
     logger.setLevel(logging.DEBUG if debug else logging.INFO)
 
@@ -116,6 +147,9 @@ def _add_train(verbs: Any) -> None:
         metavar='CKPT',
         help='continue from CKPT, or from the newest checkpoint of the work dir; starts fresh if there is none',
     )
+    verb.add_argument(
+        '--reset-optimizer', action='store_true', help="with --resume: all but the optimizer's state, which starts anew"
+    )
     _add_overrides(verb)
     verb.add_argument('--seed', type=int, metavar='N')
     verb.add_argument('--launcher', choices=('none', 'pytorch', 'slurm'), default='none', help='who started us')
@@ -125,6 +159,12 @@ def _add_train(verbs: Any) -> None:
         type=_positive,
         metavar='N',
         help=f'start N processes on this machine through torchrun (or ${cli_verbs.NPROC_VARIABLE})',
+    )
+    verb.add_argument(
+        '--max-restarts',
+        type=_positive,
+        metavar='K',
+        help='with --nproc: when a process fails, start all again, up to K times, from the newest checkpoint',
     )
     verb.add_argument('--dry-run', action='store_true', help='check config and data, say what would happen, and stop')
 

@@ -2,10 +2,11 @@
 
 import argparse
 import os
+import shlex
 from typing import Any
 
 from vlmtune.apps.configs import copy_config, list_configs
-from vlmtune.utils.errors import UserError
+from vlmtune.utils.errors import Stopped, UserError
 
 NPROC_VARIABLE = 'NPROC_PER_NODE'
 """How many processes ``train`` starts where --nproc does not say."""
@@ -19,20 +20,35 @@ def run_train(arguments: argparse.Namespace) -> int:
     if nproc > 1:
         from vlmtune.apps.launch import launch
 
-        load_config(arguments.config, overrides)  # its mistakes are better told once than by every process
-        return launch(train_command(arguments), nproc=nproc, debug=arguments.debug)
+        cfg = load_config(arguments.config, overrides)  # its mistakes are better told before anything starts
+        code = launch(
+            train_command(arguments),
+            nproc=nproc,
+            max_restarts=arguments.max_restarts or 0,
+            requeue_exit_code=cfg.get('requeue_exit_code'),
+            debug=arguments.debug,
+        )
+        if code:
+            raise Stopped(f'to go on: {resume_command(arguments)}', exit_code=code)
+        return 0
     from vlmtune.apps.train import train
 
-    train(
-        arguments.config,
-        work_dir=arguments.work_dir,
-        resume=arguments.resume,
-        overrides=overrides,
-        seed=arguments.seed,
-        launcher=arguments.launcher,
-        deepspeed=arguments.deepspeed,
-        dry_run=arguments.dry_run,
-    )
+    try:
+        train(
+            arguments.config,
+            work_dir=arguments.work_dir,
+            resume=arguments.resume,
+            overrides=overrides,
+            seed=arguments.seed,
+            launcher=arguments.launcher,
+            deepspeed=arguments.deepspeed,
+            reset_optimizer=arguments.reset_optimizer,
+            dry_run=arguments.dry_run,
+        )
+    except Stopped as stop:
+        if arguments.launcher != 'none':  # who launched us knows the command
+            raise
+        raise Stopped(f'{stop}\nto go on: {resume_command(arguments)}', exit_code=stop.exit_code) from stop
     return 0
 
 
@@ -49,23 +65,33 @@ def _processes(arguments: argparse.Namespace) -> int:
     text = os.environ.get(NPROC_VARIABLE, '1')
     if not arguments.nproc and not (text.isdecimal() and int(text) > 0):
         raise UserError(f'{NPROC_VARIABLE} holds {text!r}, expected a positive integer')
-    return arguments.nproc or int(text)
+    nproc = arguments.nproc or int(text)
+    if arguments.max_restarts and nproc == 1:
+        raise UserError('--max-restarts starts processes again that --nproc has started; give --nproc N with N > 1')
+    return nproc
 
 
 def train_command(arguments: argparse.Namespace) -> list[str]:
     """The command of one of the processes that ``--nproc`` starts."""
-    command = ['train', arguments.config, '--launcher', 'pytorch']
-    for option, value in (
-        ('--work-dir', arguments.work_dir),
-        ('--seed', arguments.seed),
-        ('--deepspeed', arguments.deepspeed),
-    ):
-        command += [option, str(value)] if value is not None else []
+    command = ['train', arguments.config, '--launcher', 'pytorch', *_given(arguments, 'work_dir', 'seed', 'deepspeed')]
     if arguments.resume:
         command += ['--resume'] if arguments.resume is True else ['--resume', arguments.resume]
+    command += ['--reset-optimizer'] if arguments.reset_optimizer else []
     command += ['--dry-run'] if arguments.dry_run else []
     command += ['--debug'] if arguments.debug else []
     return command + (['--cfg-options', *arguments.cfg_options] if arguments.cfg_options else [])
+
+
+def resume_command(arguments: argparse.Namespace) -> str:
+    """What to type to go on with a run that was stopped."""
+    names = ('nproc', 'max_restarts', 'work_dir', 'seed', 'deepspeed')
+    command = ['vlmtune', 'train', arguments.config, *_given(arguments, *names), '--resume']
+    return shlex.join(command + (['--cfg-options', *arguments.cfg_options] if arguments.cfg_options else []))
+
+
+def _given(arguments: argparse.Namespace, *names: str) -> list[str]:
+    values = {f'--{name.replace("_", "-")}': getattr(arguments, name) for name in names}
+    return [word for option, value in values.items() if value is not None for word in (option, str(value))]
 
 
 def run_check_data(arguments: argparse.Namespace) -> int:

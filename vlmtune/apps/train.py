@@ -1,43 +1,31 @@
 """``vlmtune train``: from a config to a trained checkpoint."""
 
 import logging
+import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
+import psutil
 from mmengine.config import Config
-from mmengine.dist import broadcast_object_list
 
 from vlmtune.apps.dry_run import dry_run as dry_run_of
 from vlmtune.apps.parts_table import parts_table
 from vlmtune.config import config_mistakes, load_config
-from vlmtune.engine import Runner
-from vlmtune.engine.checkpoint import verify
+from vlmtune.engine import Runner, checkpoint, ranks
+from vlmtune.engine.deepspeed_config import find_config
+from vlmtune.engine.load_from import check_loadable
+from vlmtune.engine.manifest import read_manifest, verify
 from vlmtune.engine.precheck import check_settings, check_work_dir
-from vlmtune.engine.setup import Launcher, init_distributed
-from vlmtune.utils.errors import ConfigError
+from vlmtune.engine.ranks import DEFAULT_BOUNDS
+from vlmtune.engine.setup import Launcher, bounds_of, init_distributed, leave_distributed, restarts
+from vlmtune.engine.signals import check_requeue_exit_code, leave_at_once
 
 logger = logging.getLogger(__name__)
 
 _REQUIRED = ('processor', 'model', 'train_dataloader', 'optim_wrapper', 'train_cfg', 'randomness')
-_PRESETS = Path(__file__).resolve().parents[1] / 'presets' / 'deepspeed'
-
-
-def deepspeed_config(name_or_path: str) -> str:
-    """The json file of a ZeRO preset ('zero2'; XTuner's 'deepspeed_zero2' means the same) or of a path.
-
-    Raises:
-        ConfigError: neither a preset nor a file.
-    """
-    preset = _PRESETS / f'{name_or_path.removeprefix("deepspeed_")}.json'
-    for candidate in (preset, Path(name_or_path)):
-        if candidate.is_file():
-            return str(candidate)
-    known = ', '.join(sorted(path.stem for path in _PRESETS.glob('*.json')))
-    raise ConfigError(f'--deepspeed {name_or_path}: not a preset ({known}) and not a json file')
 
 
 def prepare_config(
@@ -49,8 +37,9 @@ def prepare_config(
     seed: int | None = None,
     launcher: Launcher = 'none',
     deepspeed: str | None = None,
+    reset_optimizer: bool = False,
 ) -> Config:
-    """Read a config and put what the command line says into it.
+    """Read a config and put what the command line says into it; the arguments are those of ``train``.
 
     Raises:
         ConfigError: every mistake in the config and the overrides, at once; a work dir of another run.
@@ -63,14 +52,18 @@ def prepare_config(
         cfg.randomness.seed = seed
     if resume:
         cfg.resume = resume
-    check_work_dir(cfg.work_dir, resume=cfg.get('resume', False))
+    if reset_optimizer:
+        cfg.reset_optimizer = True
+    check_requeue_exit_code(cfg)
+    if not (launcher == 'pytorch' and restarts()):
+        check_work_dir(cfg.work_dir, resume=cfg.get('resume', False))
     if isinstance(cfg.get('resume'), str):
-        verify(Path(cfg.resume))
+        verify(Path(cfg.resume), hashes=False)  # the bytes are read when it is loaded, and by one rank
         cfg.load_from = None
     if cfg.get('load_from'):
-        verify(Path(cfg.load_from))
+        check_loadable(cfg.load_from)
     if deepspeed is not None:
-        cfg.strategy = dict(type='vlmtune.engine.DeepSpeedStrategy', config=deepspeed_config(deepspeed))
+        cfg.strategy = dict(type='vlmtune.engine.DeepSpeedStrategy', config=str(find_config(deepspeed)))
     return cfg
 
 
@@ -83,6 +76,7 @@ def train(
     seed: int | None = None,
     launcher: Launcher = 'none',
     deepspeed: str | None = None,
+    reset_optimizer: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Train as the config says.
@@ -96,29 +90,83 @@ def train(
         seed: overrides ``randomness.seed``.
         launcher: 'none', 'pytorch', 'slurm'.
         deepspeed: a ZeRO preset or the path of a json file.
+        reset_optimizer: a resumed run takes weights, schedules and the position in the data, and starts its optimizer
+            anew.
         dry_run: check config and data, say what would be trained, try the hardest pack where there is an accelerator,
             and stop; nothing is trained.
 
     Raises:
         UserError: anything that the user can mend.
+        Stopped: a signal asked for it; its exit code says which.
     """
-    cfg = prepare_config(
-        config, work_dir=work_dir, resume=resume, overrides=overrides, seed=seed, launcher=launcher, deepspeed=deepspeed
-    )
-    init_distributed(launcher, alone=cfg.get('strategy') is not None)
+    read = partial(
+        prepare_config, config, work_dir=work_dir, resume=resume, overrides=overrides, seed=seed, launcher=launcher,
+        deepspeed=deepspeed, reset_optimizer=reset_optimizer,
+    )  # fmt: skip
+    with leave_at_once() as leaving:
+        try:
+            cfg = _start(read, launcher=launcher)
+            leaving.requeue_exit_code = cfg.get('requeue_exit_code')
+            _run(cfg, dry_run=dry_run)
+        except Exception as error:
+            ranks.tell(error)
+            ranks.linger(speaks=not getattr(error, 'told_by_first_rank', False))
+            if not ranks.several():  # the connections to other ranks may wait for what never comes
+                leave_distributed()
+            raise
+        except BaseException:
+            leave_distributed()
+            raise
+        leave_distributed()
+
+
+def _start(read: Callable[[], Config], *, launcher: Launcher) -> Config:
+    """Read the config, join the other ranks, and tell once what is wrong with it."""
+    failure: Exception | None = None
+    cfg = Config()
     try:
+        cfg = read()
+        bounds = bounds_of(cfg)
+    except Exception as error:  # raised below, when there is somebody to tell
+        failure, bounds = error, DEFAULT_BOUNDS
+    if failure is not None and launcher == 'none':
+        raise failure
+    init_distributed(launcher, alone=cfg.get('strategy') is not None, bounds=bounds)
+    with ranks.together('reading the config'):
+        if failure is not None:
+            raise failure
         if cfg.randomness.get('seed') is None:
-            drawn = [secrets.randbelow(2**31)]
-            broadcast_object_list(drawn)
-            cfg.randomness.seed = drawn[0]
+            cfg.randomness.seed = secrets.randbelow(2**31)
         check_settings(cfg)
-        if dry_run:
-            dry_run_of(cfg)
-            return
-        runner = Runner.from_cfg(cfg)
-        logger.info('parts\n%s', parts_table(runner.model.report(), lr=cfg.optim_wrapper.optimizer.lr))
-        runner.train()
-        logger.info('done: %s', runner.work_dir)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    _agree(cfg)
+    return cfg
+
+
+def _agree(cfg: Config) -> None:
+    """What the first rank has drawn, or seen on its disk, holds for all."""
+    again = cfg.launcher == 'pytorch' and restarts() > 0 and _has_progress(cfg)
+    cfg.randomness.seed, again = ranks.gather((cfg.randomness.seed, again), what='agreeing on the seed')[0]
+    if again:
+        logger.info('restart %d by torchrun: goes on from the newest checkpoint of %s', restarts(), cfg.work_dir)
+        cfg.resume, cfg.load_from, cfg.reset_optimizer = True, None, False
+
+
+def _has_progress(cfg: Config) -> bool:
+    """Whether there is a checkpoint that the group has saved before it was started again.
+
+    Without ``resume`` the work dir was empty when it began. Otherwise torchrun, our parent, is older than what is new.
+    """
+    newest = checkpoint.find_latest(Path(cfg.work_dir), hashes=False).path
+    if newest is None or not cfg.get('resume'):
+        return newest is not None
+    return read_manifest(newest)['saved_at'] > psutil.Process(os.getppid()).create_time()
+
+
+def _run(cfg: Config, *, dry_run: bool) -> None:
+    if dry_run:
+        dry_run_of(cfg)
+        return
+    runner = Runner.from_cfg(cfg)
+    logger.info('parts\n%s', parts_table(runner.model.report(), lr=cfg.optim_wrapper.optimizer.lr))
+    runner.train()
+    logger.info('done: %s', runner.work_dir)

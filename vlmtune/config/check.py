@@ -28,6 +28,7 @@ ALLOWED_KEYS: Mapping[str, Collection[str]] = MappingProxyType(
         'val_dataloader': DATALOADER_KEYS,
         'test_dataloader': DATALOADER_KEYS,
         'randomness': ('seed', 'diff_rank_seed', 'deterministic'),
+        'timeouts': ('step', 'other'),
         'env_cfg': ('cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'),
     }
 )

@@ -9,7 +9,7 @@ RUNNER_NAMES = frozenset(
     processor model work_dir experiment_name train_dataloader optim_wrapper param_scheduler train_cfg
     val_dataloader val_evaluator val_cfg test_dataloader test_evaluator test_cfg strategy default_hooks custom_hooks
     load_from resume launcher env_cfg log_processor log_level visualizer randomness default_scope vision_cache
-    plan_cache_dir
+    plan_cache_dir reset_optimizer timeouts requeue_exit_code
     """.split()
 )
 """What the Runner takes. Every other top-level name must be used by the file itself."""
@@ -69,6 +69,7 @@ _SAME = {
     'val_evaluator': 'evaluation evaluator',
     'default_hooks': 'checkpoint_config log_config',
     'strategy': 'deepspeed deepspeed_config ddp fsdp',
+    'timeouts': 'ddp_timeout timeout nccl_timeout',
     'env_cfg': 'cudnn_benchmark dist_params mp_cfg',
 }
 OLD_NAMES = {old: ours for ours, others in _SAME.items() for old in others.split()}
@@ -76,7 +77,7 @@ OLD_NAMES = {old: ours for ours, others in _SAME.items() for old in others.split
 
 DATALOADER_KEYS = frozenset(
     """
-    dataset batch_size num_workers pack_to_max_length tail shuffle group_by_length persistent_workers prefetch_factor
+    dataset batch_size num_workers pack_to_max_length max_patches tail shuffle group_by_length prefetch_factor timeout
     pin_memory
     """.split()
 )

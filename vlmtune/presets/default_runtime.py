@@ -22,5 +22,8 @@ log_processor = dict(type=LogLine, window_size=10)
 visualizer = None  # for example dict(type=Visualizer, vis_backends=[dict(type=TensorboardVisBackend)])
 load_from = None
 resume = False
+reset_optimizer = False  # True: a resumed run takes weights, schedules and data position, not the optimizer's state
+timeouts = dict(step=600, other=7200)  # seconds that ranks wait for each other: in steps, and in all else
+requeue_exit_code = None  # of a run that SIGUSR1 ended, for slurm's --requeue; None: 143
 plan_cache_dir = '~/.cache/vlmtune/plans'  # tokenised data sets; None: every run makes its own
 randomness = dict(seed=None)

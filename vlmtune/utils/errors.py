@@ -1,5 +1,7 @@
 """Failures that a user can mend. The command line prints them as one line and exits with 1."""
 
+from vlmtune.utils.secrets import without_secrets
+
 DATA_ERROR_KINDS = {
     'unreadable_row': 'row cannot be read',
     'wrong_row': 'row is not of the format',
@@ -17,7 +19,29 @@ DATA_ERROR_KINDS = {
 
 
 class UserError(Exception):
-    """Something the user gave cannot be used; the message says what was found, what was expected, what to do."""
+    """Something the user gave cannot be used; the message says what was found, what was expected, what to do.
+
+    Attributes:
+        told_by_first_rank: the first rank of the run fails with the same message, or with one that holds it.
+    """
+
+    told_by_first_rank = False
+
+    def __init__(self, message: str = '', *rest: object) -> None:
+        super().__init__(without_secrets(str(message)), *rest)
+
+
+class Stopped(BaseException):
+    """A signal asked the run to end. Not an Exception, as KeyboardInterrupt is none.
+
+    Args:
+        message: what became of the run, and how to go on with it.
+        exit_code: of the process.
+    """
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class ConfigError(UserError):
