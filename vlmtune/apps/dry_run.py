@@ -1,7 +1,5 @@
 """``vlmtune train --dry-run``: what a run would be, before it costs anything."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -9,6 +7,7 @@ from mmengine.dist import get_dist_info
 
 from vlmtune.apps.parts_table import parts_table
 from vlmtune.data import StepDataLoader
+from vlmtune.engine.deepspeed_config import read_config
 from vlmtune.engine.hooks.dataset_info import describe_data
 from vlmtune.engine.loops import count_steps
 from vlmtune.engine.memory import Load, MemoryEstimate, MemoryModel, Sharding, state_bytes_per_weight
@@ -100,4 +99,4 @@ def _run_worst_pack(cfg: Config, *, sharded: bool, **options: Any) -> str:
 
 def _deepspeed_config(cfg: Config) -> dict[str, Any]:
     config = (cfg.get('strategy') or {}).get('config')
-    return json.loads(Path(config).read_text('utf-8')) if isinstance(config, str) else dict(config or {})
+    return {} if config is None else read_config(config)

@@ -1,17 +1,24 @@
 """Parameter groups: one learning rate per part, no weight decay where it does not belong."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from inspect import signature
 from typing import Any
 
+import torch
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIMIZERS
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vlmtune.config.targets import find_target
 from vlmtune.models import SupervisedFinetune
+from vlmtune.models.sharded import logical_shape
 from vlmtune.registry import OPTIM_WRAPPER_CONSTRUCTORS
-from vlmtune.utils.errors import ConfigError, TrainingError
+from vlmtune.utils.device import find_device
+from vlmtune.utils.errors import ConfigError
+
+MIN_LOSS_SCALE = 1.0  # a step that is not finite even with this one has not failed because of float16
 
 
 def unwrap(model: nn.Module) -> SupervisedFinetune:
@@ -22,18 +29,30 @@ def unwrap(model: nn.Module) -> SupervisedFinetune:
     return inner
 
 
+def build_optimizer(settings: Mapping[str, Any], parameters: Iterable[Any]) -> Optimizer:
+    """An optimizer from ``dict(type=..., lr=...)`` over parameters or groups of them."""
+    taken = signature(find_target(settings['type'], must_exist=True)).parameters  # type: ignore[arg-type]
+    name = 'model_params' if 'model_params' in taken else 'params'  # DeepSpeed's own have another word
+    return OPTIMIZERS.build({**settings, name: list(parameters)})
+
+
 class StepOptimWrapper(OptimWrapper):
     """An optimizer and the norm that gradients are clipped to. It does nothing but step: the loop accumulates.
 
     Args:
         optimizer: steps.
         max_norm: of all gradients together; infinity clips nothing.
+        scaler: of the loss, for float16.
     """
 
-    def __init__(self, optimizer: Optimizer, *, max_norm: float = float('inf')) -> None:
+    def __init__(
+        self, optimizer: Optimizer, *, max_norm: float = float('inf'), scaler: torch.amp.GradScaler | None = None
+    ) -> None:
         super().__init__(optimizer)
         self.base_param_settings = None  # a group of none of our weights, lost on resume
         self.max_norm = max_norm
+        self.scaler = scaler
+        self.lowered_loss_scale = False  # whether the last step was dropped, and the next one has a smaller scale
 
     def get_lr(self) -> dict[str, list[float]]:
         """What is logged: ``lr``, or ``projector_lr``, ``llm_lr``, ... where the parts differ."""
@@ -42,22 +61,41 @@ class StepOptimWrapper(OptimWrapper):
             return {'lr': [next(iter(by_part.values()))]}
         return {f'{part}_lr': [lr] for part, lr in by_part.items()}
 
+    def scale_loss(self, loss: Tensor) -> Tensor:
+        """The loss to call ``backward`` of."""
+        return loss if self.scaler is None else self.scaler.scale(loss)
+
     def clip_and_step(self) -> float:
         """Clip, update, clear; returns the norm before clipping. The gradients are complete.
 
-        Raises:
-            TrainingError: the norm is not finite; one such step would make every weight NaN.
+        If the norm is not finite no weight changes: one such step would make every weight NaN.
         """
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.param_groups for p in group['params'] if p.grad is not None]
         norm = float(nn.utils.clip_grad_norm_(parameters, self.max_norm))
-        if not math.isfinite(norm):
-            raise TrainingError(
-                f'the norm of the gradients is {norm}; no weight was changed by this step. '
-                'Lower lr, or resume from the last checkpoint with --resume'
-            )
-        self.step()
+        if math.isfinite(norm):
+            self.step()
+        if self.scaler is not None:
+            before = self.scaler.get_scale()
+            self.scaler.update()
+            self.lowered_loss_scale = self.scaler.get_scale() < before and before > MIN_LOSS_SCALE
         self.zero_grad(set_to_none=True)
         return norm
+
+    def scaler_state(self) -> dict[str, Any]:
+        """The loss scaler's state as plain numbers; empty but for float16."""
+        if self.scaler is None:
+            return {}
+        state = self.scaler.state_dict()
+        return dict(scale=state['scale'], good_steps=state['_growth_tracker'])
+
+    def load_scaler_state(self, state: Mapping[str, Any]) -> None:
+        """Set what ``scaler_state`` returned; a run in another dtype left none."""
+        if self.scaler is not None and state:
+            mine = self.scaler.state_dict()
+            mine.update(scale=float(state['scale']), _growth_tracker=int(state['good_steps']))
+            self.scaler.load_state_dict(mine)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -94,16 +132,18 @@ class PartwiseOptimWrapperConstructor:
             )
 
     def __call__(self, model: nn.Module) -> StepOptimWrapper:
-        """The wrapper for ``model``."""
-        groups = self.parameter_groups(unwrap(model))
-        return StepOptimWrapper(OPTIMIZERS.build({**self.optimizer_cfg, 'params': groups}), max_norm=self.max_norm)
+        """The wrapper for ``model``; the loss is scaled if it computes in float16."""
+        inner = unwrap(model)
+        optimizer = build_optimizer(self.optimizer_cfg, self.parameter_groups(inner))
+        scaler = torch.amp.GradScaler(find_device().type) if inner.dtype == torch.float16 else None
+        return StepOptimWrapper(optimizer, max_norm=self.max_norm, scaler=scaler)
 
     def parameter_groups(self, model: SupervisedFinetune) -> list[dict[str, Any]]:
         """One group per part and decay setting, in a fixed order."""
         base_lr, decay = self.optimizer_cfg['lr'], self.optimizer_cfg.get('weight_decay', 0.0)
         groups: dict[tuple[str, bool], dict[str, Any]] = {}
         for name, parameter in model.named_trainable().items():
-            part, decays = model.part_of(name), parameter.ndim > 1
+            part, decays = model.part_of(name), len(logical_shape(parameter)) > 1
             lr = model.plans[part].lr
             group = groups.setdefault(
                 (part, decays),

@@ -1,9 +1,11 @@
 """How one optimizer step runs on one process and under DistributedDataParallel.
 
-Both offer the same verbs to the loop: ``micro_step``, ``forward``, ``backward``, ``optimizer_step``; and the same to
-the checkpoint: ``trainable_state``, ``save_optimizer``, ``load_optimizer``. DeepSpeed's are in ``deepspeed.py``.
+All strategies offer the same verbs. To the loop: ``micro_step``, ``forward``, ``backward``, ``optimizer_step``,
+``drop_gradients``; and to the checkpoint: ``trainable_layout``, ``trainable_state``, ``load_trainable``,
+``save_optimizer``, ``load_optimizer``, ``scaler_state``, ``load_scaler_state``. DeepSpeed's are in ``deepspeed.py``.
 """
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,19 +16,22 @@ from mmengine._strategy import SingleDeviceStrategy as MMEngineSingleDeviceStrat
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vlmtune.engine.optim import unwrap
+from vlmtune.engine.optim import StepOptimWrapper, unwrap
+from vlmtune.engine.optimizer_state import load_optimizer_state, optimizer_file, save_optimizer_state, whole_units
+from vlmtune.engine.trainable_file import TrainableFile
 from vlmtune.registry import STRATEGIES
 from vlmtune.utils.device import find_device
-from vlmtune.utils.errors import CheckpointError
+from vlmtune.utils.disk import Written
+from vlmtune.utils.tensor_file import TensorLayout
 
-OPTIMIZER_FILE = 'optimizer.pt'
 
+class WholeWeights:
+    """The verbs of a strategy whose ranks all hold every weight and the whole optimizer."""
 
-@STRATEGIES.register_module()
-class SingleDeviceStrategy(MMEngineSingleDeviceStrategy):
-    """One process, one device."""
+    model: nn.Module
+    optim_wrapper: StepOptimWrapper
+    rank: int
 
-    gradient_scale = 1.0  # what undoes the averaging of gradients over ranks
     shards_weights = False  # whether a rank holds only a piece of each weight, so that all have to compute together
 
     @property
@@ -34,121 +39,119 @@ class SingleDeviceStrategy(MMEngineSingleDeviceStrategy):
         """Where batches go."""
         return find_device()
 
-    def _wrap_model(self, model: nn.Module) -> nn.Module:
-        return _to_device(model, self.device)
-
-    def micro_step(self, *, last: bool) -> AbstractContextManager:
-        """The context of one micro-batch; ``last`` is the one after which gradients are exchanged."""
-        return nullcontext()
-
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """The summed loss of a micro-batch, a float32 scalar."""
         return self.model(**batch)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of ``loss``."""
-        loss.backward()
+        self.optim_wrapper.scale_loss(loss).backward()
 
     def optimizer_step(self) -> float:
-        """Clip, update, clear; returns the norm of the gradients before clipping."""
+        """Clip, update, clear; returns the norm of the gradients before clipping.
+
+        If the norm is not finite, no weight changes and the gradients are dropped.
+        """
         return self.optim_wrapper.clip_and_step()
 
-    def trainable_state(self) -> dict[str, Tensor]:
-        """The trained weights by name, on the CPU; every rank has to call it."""
-        return trainable_state(self.model)
+    @property
+    def lowered_loss_scale(self) -> bool:
+        """Whether the last step was dropped because of the loss scale of float16; the next one has a smaller scale."""
+        return self.optim_wrapper.lowered_loss_scale
 
-    def save_optimizer(self, directory: Path) -> None:
-        """Write the optimizer's state into ``directory``; every rank has to call it."""
-        if self.rank == 0:
-            torch.save(self.optim_wrapper.optimizer.state_dict(), directory / OPTIMIZER_FILE)
+    def drop_gradients(self) -> None:
+        """Forget what ``backward`` added since the last step."""
+        self.optim_wrapper.zero_grad(set_to_none=True)
+
+    def trainable_layout(self) -> dict[str, TensorLayout]:
+        """What ``trainable_state`` will yield: names inside the transformers model, float32, shapes."""
+        return {
+            name: TensorLayout(torch.float32, tuple(parameter.shape))
+            for name, parameter in unwrap(self.model).named_trainable().items()
+        }
+
+    def trainable_state(self) -> Iterator[tuple[str, Tensor]]:
+        """The trained weights in float32 on the CPU, one after the other; every rank has to exhaust it.
+
+        Tensors may share memory with the weights.
+        """
+        for name, parameter in unwrap(self.model).named_trainable().items():
+            yield name, parameter.detach().float().cpu().contiguous()
+
+    def load_trainable(self, path: Path) -> None:
+        """Set the trained weights from a safetensors file with all of them.
+
+        Raises:
+            CheckpointError: the file is broken, or its names or shapes are not exactly those that train.
+        """
+        with TrainableFile(path, layout=self.trainable_layout()) as file, torch.no_grad():
+            for name, parameter in unwrap(self.model).named_trainable().items():
+                parameter.copy_(file.whole(name))
+
+    def save_optimizer(self, directory: Path) -> dict[str, Written]:
+        """Write the optimizer's state into ``directory``; all ranks call it, the first one writes.
+
+        Returns:
+            What this rank wrote, by names relative to ``directory``.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self.rank != 0:
+            return {}
+        name, optimizer = optimizer_file(0), self.optim_wrapper.optimizer
+        return {name: save_optimizer_state(directory / name, optimizer, units=whole_units(unwrap(self.model)))}
 
     def load_optimizer(self, directory: Path) -> None:
-        """Read what ``save_optimizer`` wrote. Only tensors and plain numbers are read; nothing in the file can run."""
-        load_optimizer(self.optim_wrapper, directory)
+        """Read what ``save_optimizer`` of any strategy wrote. Only tensors and plain numbers are read.
+
+        Raises:
+            CheckpointError: it is another optimizer's, over other parameters, or cannot be brought into this layout.
+        """
+        load_optimizer_state(directory, self.optim_wrapper.optimizer, units=whole_units(unwrap(self.model)))
+
+    def scaler_state(self) -> dict[str, Any]:
+        """The loss scaler's state as plain numbers; empty but for float16."""
+        return self.optim_wrapper.scaler_state()
+
+    def load_scaler_state(self, state: dict[str, Any]) -> None:
+        """Set what ``scaler_state`` of any strategy returned."""
+        self.optim_wrapper.load_scaler_state(state)
 
 
 @STRATEGIES.register_module()
-class DDPStrategy(MMEngineDDPStrategy):
-    """One process per device, gradients averaged by DistributedDataParallel. Works on the CPU with gloo, too."""
+class SingleDeviceStrategy(WholeWeights, MMEngineSingleDeviceStrategy):
+    """One process, one device."""
 
-    shards_weights = False
+    gradient_scale = 1.0  # what undoes the averaging of gradients over ranks
+
+    def _wrap_model(self, model: nn.Module) -> nn.Module:
+        return to_device(model, self.device)
+
+    def micro_step(self, *, last: bool) -> AbstractContextManager:
+        """The context of one micro-batch; ``last`` is the one after which gradients are exchanged."""
+        return nullcontext()
+
+
+@STRATEGIES.register_module()
+class DDPStrategy(WholeWeights, MMEngineDDPStrategy):
+    """One process per device, gradients averaged by DistributedDataParallel. Works on the CPU with gloo, too."""
 
     @property
     def gradient_scale(self) -> float:
         """DDP divides by the number of ranks; the loss is already divided by the tokens of all ranks."""
         return float(self.world_size)
 
-    @property
-    def device(self) -> torch.device:
-        """Where batches go."""
-        return find_device()
-
     def _wrap_model(self, model: nn.Module) -> nn.Module:
         device = self.device
         ids = [device.index] if device.type == 'cuda' else None
-        return DistributedDataParallel(_to_device(model, device), device_ids=ids, broadcast_buffers=False)
+        return DistributedDataParallel(to_device(model, device), device_ids=ids, forward_sync_buffers=False)
 
     def micro_step(self, *, last: bool) -> AbstractContextManager:
         """Gradients are exchanged after the last micro-batch only."""
-        return nullcontext() if last else self.model.no_sync()
-
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        """The summed loss of a micro-batch, a float32 scalar."""
-        return self.model(**batch)
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of ``loss``."""
-        loss.backward()
-
-    def optimizer_step(self) -> float:
-        """Clip, update, clear; returns the norm of the gradients before clipping."""
-        return self.optim_wrapper.clip_and_step()
-
-    def trainable_state(self) -> dict[str, Tensor]:
-        """The trained weights by name, on the CPU."""
-        return trainable_state(self.model)
-
-    def save_optimizer(self, directory: Path) -> None:
-        """Write the optimizer's state into ``directory``; all ranks hold the same, the first one writes."""
-        if self.rank == 0:
-            torch.save(self.optim_wrapper.optimizer.state_dict(), directory / OPTIMIZER_FILE)
-
-    def load_optimizer(self, directory: Path) -> None:
-        """Read what ``save_optimizer`` wrote."""
-        load_optimizer(self.optim_wrapper, directory)
+        return nullcontext() if last else self.model.no_sync()  # type: ignore[operator]
 
 
-def _to_device(model: nn.Module, device: torch.device) -> nn.Module:
-    """Quantised weights already are where they belong and must not be moved."""
+def to_device(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model on ``device``. Quantised weights already are where they belong and must not be moved."""
     return model if unwrap(model).quantization is not None and device.type != 'cpu' else model.to(device)
-
-
-def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """The trained weights by their names inside the transformers model, on the CPU."""
-    return {name: p.detach().cpu().contiguous() for name, p in unwrap(model).named_trainable().items()}
-
-
-def load_optimizer(optim_wrapper: Any, directory: Path) -> None:
-    """Load an optimizer's state with ``weights_only``.
-
-    Raises:
-        CheckpointError: it is another optimizer's, or over other parameters.
-    """
-    state = torch.load(directory / OPTIMIZER_FILE, map_location='cpu', weights_only=True)
-    mine = optim_wrapper.optimizer.state_dict()
-    if _layout(state) != _layout(mine):
-        raise CheckpointError(
-            f'{directory / OPTIMIZER_FILE} is the state of another optimizer or of other parts '
-            f'({_in_words(state)}; this run has {_in_words(mine)}); '
-            'use the config that made it, or load_from to start anew'
-        )
-    optim_wrapper.optimizer.load_state_dict(state)
-
-
-def _layout(state: dict[str, Any]) -> list[tuple[int, list[str]]]:
-    """Parameters and settings of every group; schedulers add ``initial_lr``."""
-    return [(len(group['params']), sorted({*group} - {'initial_lr'})) for group in state['param_groups']]
-
-
-def _in_words(state: dict[str, Any]) -> str:
-    return ', '.join(f'{count} parameters with {" ".join(settings)}' for count, settings in _layout(state))

@@ -1,0 +1,69 @@
+"""Reads trained weights from ``model.safetensors``, whole or by stretches of the flattened tensor."""
+
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from vlmtune.utils.errors import CheckpointError
+from vlmtune.utils.tensor_file import TensorLayout
+
+
+class TrainableFile:
+    """The trained weights in a file; nothing is read before it is asked for.
+
+    Args:
+        path: of a safetensors file.
+        layout: the weights that train in this run, by name.
+
+    Raises:
+        CheckpointError: it is no safetensors file, or its names or shapes are not exactly those that train.
+    """
+
+    def __init__(self, path: Path, *, layout: Mapping[str, TensorLayout]) -> None:
+        self._stack = ExitStack()
+        try:
+            self._file = self._stack.enter_context(safe_open(path, framework='pt'))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f'{path} cannot be read as a safetensors file ({error})') from error
+        self._check(layout)
+
+    def __enter__(self) -> 'TrainableFile':
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def _check(self, layout: Mapping[str, TensorLayout]) -> None:
+        names = set(self._file.keys())
+        missing, extra = sorted(set(layout) - names), sorted(names - set(layout))
+        if missing or extra:
+            raise CheckpointError(
+                f'the checkpoint does not fit the tuned parts: {len(missing)} tensors are missing '
+                f'(first: {missing[:1]}), {len(extra)} are not trained here (first: {extra[:1]}); '
+                'use the config that made it'
+            )
+        for name, entry in layout.items():
+            shape = tuple(self._file.get_slice(name).get_shape())
+            if shape != entry.shape:
+                raise CheckpointError(f'{name} is {shape} in the checkpoint, {entry.shape} here')
+
+    def whole(self, name: str) -> Tensor:
+        """A weight in its shape, in the dtype of the file."""
+        return self._file.get_tensor(name)
+
+    def stretch(self, name: str, *, start: int, numel: int) -> Tensor:
+        """A part of a flattened weight, [numel], in the dtype of the file; no more rows are read than it touches."""
+        piece = self._file.get_slice(name)
+        shape = piece.get_shape()
+        if not shape or numel == 0:
+            return self.whole(name).flatten()[start : start + numel]
+        per_row = max(math.prod(shape[1:]), 1)
+        first, last = start // per_row, -(-(start + numel) // per_row)
+        return piece[first:last].flatten()[start - first * per_row :][:numel]
