@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from vlmtune.config import dump_config, load_config
 from vlmtune.data import Processor
 from vlmtune.engine import checkpoint
-from vlmtune.engine.runner import CONFIG_FILE, PROCESSOR_DIR, WEIGHTS_FILE
-from vlmtune.engine.strategies import trainable_state
+from vlmtune.engine.checkpoint import CONFIG_FILE, PROCESSOR_DIR, WEIGHTS_FILE
 from vlmtune.evaluation.generation import answering, encode_prompt, prompt_inputs
 from vlmtune.models import SupervisedFinetune
 from vlmtune.structures import Conversation, ImagePart, ImageRef, Message, TextPart
+from vlmtune.utils.disk import Written, hash_file
 
 LORA = dict(r=4, alpha=16)
 _CONFIG = """
@@ -114,10 +114,15 @@ def _move_weights(model: SupervisedFinetune) -> None:
 def _write_checkpoint(model: SupervisedFinetune, processor: Processor, folder: Path) -> Path:
     target = folder / checkpoint.checkpoint_name(2)
     staging = checkpoint.start(target)
-    save_file(trainable_state(model), staging / WEIGHTS_FILE)
+    save_file({name: p.detach().clone() for name, p in model.named_trainable().items()}, staging / WEIGHTS_FILE)
     dump_config(load_config(folder / 'recipe.py'), staging / CONFIG_FILE)
     processor.save(staging / PROCESSOR_DIR)
     if model.lora_config is not None:
         model.lora_config.save_pretrained(str(staging))
-    checkpoint.seal(staging, target, meta=dict(iteration=2, world_size=1, resumable=False))
+    files = {
+        path.relative_to(staging).as_posix(): Written(path.stat().st_size, hash_file(path))
+        for path in staging.rglob('*')
+        if path.is_file()
+    }
+    checkpoint.seal(staging, target, files=files, meta=dict(iteration=2, world_size=1, resumable=False))
     return target

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 
 from vlmtune.apps.convert import pth_to_hf
 from vlmtune.data import Processor
-from vlmtune.engine import checkpoint
 from vlmtune.models import load_model
+from vlmtune.utils.disk import hash_file
 from vlmtune.utils.errors import CheckpointError, ConfigError, ModelError, UserError
 
 LORA = dict(llm='lora')
@@ -261,6 +261,19 @@ def test_nothing_in_a_checkpoint_is_executed(trained_run, tmp_path):
     assert not (tmp_path / 'ran').exists()
 
 
+def test_files_that_were_added_later_are_not_read(trained_run, tmp_path):
+    """The processor's folder is read as a whole; an adapter_config.json that no manifest lists is nobody's."""
+    run = trained_run('llama', **LORA)
+    path = rewrite(run, tmp_path, lambda text: text)
+    (path / 'notes.txt').write_text('mine')
+    pth_to_hf(run.config, str(path), str(tmp_path / 'out'))
+    (path / 'processor' / 'chat_template.jinja.bak').write_text('{{ evil }}')
+    refused(
+        run, tmp_path / 'out2', CheckpointError, 'processor/chat_template.jinja.bak was added after it was saved',
+        checkpoint=str(path),
+    )  # fmt: skip
+
+
 def test_nothing_is_left_of_an_export_that_fails_midway(trained_run, tmp_path):
     run = trained_run('llama', llm='full')
     base = tmp_path / 'base'
@@ -284,16 +297,13 @@ def copy_tree(source, target):
 
 
 def rewrite(run, folder, change):
-    """The checkpoint with another config.py, sealed again."""
+    """The checkpoint with another config.py, and a manifest that holds."""
     target = folder / 'iter_2.pth'
-    staging = checkpoint.start(target)
-    for path in Path(run.checkpoint).rglob('*'):
-        if path.is_file() and path.name != 'manifest.json':
-            copy = staging / path.relative_to(run.checkpoint)
-            copy.parent.mkdir(exist_ok=True)
-            copy.write_bytes(path.read_bytes())
-    (staging / 'config.py').write_text(change((staging / 'config.py').read_text()))
-    checkpoint.seal(staging, target, meta=dict(iteration=2, world_size=1, resumable=False))
+    copy_tree(run.checkpoint, target)
+    config, manifest = target / 'config.py', json.loads((target / 'manifest.json').read_text())
+    config.write_text(change(config.read_text()))
+    manifest['files']['config.py'] = dict(size=config.stat().st_size, sha256=hash_file(config))
+    (target / 'manifest.json').write_text(json.dumps(manifest))
     return target
 
 

@@ -104,6 +104,50 @@ def test_resuming_at_the_end_of_an_epoch():
     assert list(other) == []
 
 
+@pytest.mark.parametrize('tail', ['fill', 'drop'])
+@pytest.mark.parametrize('done', [1, 3])
+def test_two_ranks_resumed_on_one_learn_the_same_samples(done, tail):
+    """With as many packs a step; and the other way round."""
+    two = [sampler(accumulative_counts=2, rank=r, world_size=2, tail=tail) for r in range(2)]
+    one = sampler(accumulative_counts=4, tail=tail)
+    expected = [supervised(keys) for keys in steps(one)][done:]
+    one.start_epoch(0)
+    for _ in range(done):
+        for each in (*two, one):
+            each.finish_step()
+    assert two[0].state_dict() == two[1].state_dict() == one.state_dict()
+    resumed = sampler(accumulative_counts=4, tail=tail)
+    resumed.load_state_dict(two[0].state_dict())
+    assert [supervised(keys) for keys in steps(resumed)] == expected
+    for each in two:
+        each.load_state_dict(one.state_dict())
+    shares = [steps(each) for each in two]
+    assert [supervised([*first, *second]) for first, second in zip(*shares, strict=True)] == expected
+
+
+@pytest.mark.parametrize('tail', ['fill', 'drop'])
+@pytest.mark.parametrize(('saved', 'mine'), [(2, 2), (4, 1), (1, 4), (2, 3)])
+def test_steps_so_far_end_with_the_epoch(saved, mine, tail):
+    """However large the steps were before, those so far and those to come make the epoch."""
+    before, after = (sampler(accumulative_counts=n, tail=tail) for n in (saved, mine))
+    before.start_epoch(1)
+    for _ in range(3):
+        before.finish_step()
+    after.load_state_dict(before.state_dict())
+    first, so_far = after.steps_so_far()
+    assert first == after.steps_in_epoch(0)
+    assert so_far + len(steps(after)) == after.steps_in_epoch(1)
+    if saved == mine:
+        assert so_far == 3
+
+
+@pytest.mark.parametrize('changes', [dict(consumed=-1), dict(consumed=10**6)])
+def test_a_position_that_no_epoch_has_is_refused(changes):
+    state = {**sampler().state_dict(), **changes}
+    with pytest.raises(CheckpointError, match='the checkpoint stands at pack -?[0-9]+ of epoch 0, which has'):
+        sampler().load_state_dict(state)
+
+
 @pytest.mark.parametrize('change', [dict(seed=1), dict(max_length=90)])
 def test_another_plan_is_refused(change):
     state = sampler().state_dict()

@@ -214,6 +214,14 @@ def test_another_source_is_refused(pack, stream, write):
         sampler_of(stream(stream_rows(path)), pack_to_max_length=pack).load_state_dict(state)
 
 
+def test_a_position_that_no_window_has_is_refused(stream, write):
+    path = write([row(i) for i in range(20)])
+    state = sampler_of(stream(stream_rows(path))).state_dict()
+    for consumed in (-1, 10**6):
+        with pytest.raises(CheckpointError, match=f'stands at pack {consumed} of a window that has'):
+            sampler_of(stream(stream_rows(path))).load_state_dict({**state, 'consumed': consumed})
+
+
 # ---- sources
 
 

@@ -3,7 +3,7 @@
 import ast
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 
-from vlmtune.engine.checkpoint import verify
-from vlmtune.engine.runner import CONFIG_FILE, PROCESSOR_DIR, WEIGHTS_FILE
+from vlmtune.engine.checkpoint import ADAPTER_FILE, CONFIG_FILE, PROCESSOR_DIR, WEIGHTS_FILE
+from vlmtune.engine.manifest import verify
 from vlmtune.families import Family, find_family
 from vlmtune.models.tuning import part_of
 from vlmtune.utils.errors import CheckpointError
 from vlmtune.utils.pretrained import load_pretrained
 
-_ADAPTER_CONFIG = 'adapter_config.json'
 _LORA = '.lora_'
 
 
@@ -82,14 +81,22 @@ def read_trained(path: Path) -> Trained:
     manifest = verify(path)
     if missing := [name for name in (WEIGHTS_FILE, CONFIG_FILE) if name not in manifest['files']]:
         raise CheckpointError(f'{path} has no {" and no ".join(missing)}, so it cannot be exported')
-    adapter = path / _ADAPTER_CONFIG
+    _refuse_additions(path, known=manifest['files'])
+    has_adapter = ADAPTER_FILE in manifest['files']
     return Trained(
         path=path,
         iteration=int(manifest['iteration']),
         tensors=load_file(path / WEIGHTS_FILE),
         settings=read_plain_config((path / CONFIG_FILE).read_text('utf-8')),
-        adapter_config=json.loads(adapter.read_text('utf-8')) if adapter.is_file() else None,
+        adapter_config=json.loads((path / ADAPTER_FILE).read_text('utf-8')) if has_adapter else None,
     )
+
+
+def _refuse_additions(path: Path, *, known: Container[str]) -> None:
+    """The folder of the processor is read as a whole, so that it must hold nothing but what was saved."""
+    found = (file.relative_to(path).as_posix() for file in (path / PROCESSOR_DIR).rglob('*') if not file.is_dir())
+    if added := sorted(name for name in found if name not in known):
+        raise CheckpointError(f'{path}: {added[0]} was added after it was saved; remove it')
 
 
 # ---- the resolved config, read without running it

@@ -78,6 +78,15 @@ class PackSampler(Sampler[list[SampleKey]]):
         full, rest = divmod(self.packs_in_epoch(epoch), self.packs_per_step)
         return full + (1 if rest and self.tail == 'fill' else 0)
 
+    def steps_so_far(self) -> list[int]:
+        """Optimizer steps of every epoch before this one, and of this one up to where it stands.
+
+        Counted in steps of this sampler's size, also where others have consumed the packs.
+        """
+        full, rest = divmod(len(self.plan) - self.consumed, self.packs_per_step)
+        left = full + (1 if rest and self.tail == 'fill' else 0)
+        return [self.steps_in_epoch(epoch) for epoch in range(self.epoch)] + [self.steps_in_epoch(self.epoch) - left]
+
     def next_step(self) -> int:
         """Micro-batches per rank of the next optimizer step; 0 at the end of the epoch."""
         left = len(self.plan) - self.consumed
@@ -134,4 +143,8 @@ class PackSampler(Sampler[list[SampleKey]]):
             raise CheckpointError(
                 f'the data of this run is not that of the checkpoint (plan {found}, saved {state["plan"]}): '
                 'a data file, the tokenizer, max_length, packing or seed differ; restore them, or use load_from'
+            )
+        if self.epoch < 0 or not 0 <= self.consumed <= len(self.plan):
+            raise CheckpointError(
+                f'the checkpoint stands at pack {self.consumed} of epoch {self.epoch}, which has {len(self.plan)} packs'
             )

@@ -55,7 +55,7 @@ class WindowReader:
         ended = len(rows) < self.dataset.shuffle_window
         after = Place(place.passes + 1) if ended else Place(place.passes, place.number + 1, rows[-1].after)
         self._open = None if ended else (after.position, self._open[1])
-        keys = self.dataset.plan(rows) if rows else []
+        keys = self.dataset.plan(rows, epoch=place.passes) if rows else []
         lengths = np.array([len(key.sample.planned) for key in keys], dtype=np.int64)
         patches = np.array([key.sample.planned.patches for key in keys], dtype=np.int64)
         check_patches(patches, max_patches=self._max_patches, name=lambda index: keys[index].sample.where)
@@ -202,4 +202,8 @@ class StreamSampler(Sampler[list[StreamKey]]):
                 f'the data of this run is not that of the checkpoint (plan {self._window.hash}, '
                 f'saved {state["plan"]}); the source, the tokenizer, max_length, packing, shuffle_window or seed '
                 'differ: restore them, or use load_from'
+            )
+        if not 0 <= self._consumed <= len(self._window.packs):
+            raise CheckpointError(
+                f'the checkpoint stands at pack {self._consumed} of a window that has {len(self._window.packs)}'
             )

@@ -6,23 +6,31 @@ docs/checkpoint_format.md lists the files.
 """
 
 import contextlib
-import hashlib
-import json
-import os
+import logging
 import re
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vlmtune.engine.manifest import MANIFEST, manifest_text, read_manifest, size_of, verify
+from vlmtune.utils.disk import Written, flush_directory, free_bytes, rename, replace_text, write_file
 from vlmtune.utils.errors import CheckpointError
 
-MANIFEST = 'manifest.json'
+logger = logging.getLogger(__name__)
+
+WEIGHTS_FILE = 'model.safetensors'
+TRAINER_FILE = 'trainer.json'
+CONFIG_FILE = 'config.py'
+PROCESSOR_DIR = 'processor'
+ADAPTER_FILE = 'adapter_config.json'
 POINTER = 'last_checkpoint'
-FORMAT = 'vlmtune-checkpoint'
-FORMAT_VERSION = 1
 _NAME = re.compile(r'iter_(\d+)\.pth')
+_ASIDE = re.compile(r'(iter_\d+\.pth)\.old\d*')
+_HALF_WRITTEN = 'iter_*.pth.tmp'
+_SPARE = 1 << 24  # bytes; directories, and what else writes beside a checkpoint
 
 
 def checkpoint_name(iteration: int) -> str:
@@ -30,107 +38,149 @@ def checkpoint_name(iteration: int) -> str:
     return f'iter_{iteration}.pth'
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open('rb') as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+def rng_file(rank: int) -> str:
+    """The file with the random generators of a rank."""
+    return f'rng_{rank}.json'
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+# ---- writing
+
+
+def check_space(work_dir: Path, needed_bytes: int) -> None:
+    """Raise unless a checkpoint can be written beside those that are there: old ones go when the new one is safe.
+
+    Raises:
+        CheckpointError: how much is free and how much is needed.
+    """
+    free = free_bytes(work_dir) + sum(_bytes_under(path) for path in work_dir.glob(_HALF_WRITTEN))
+    if free < needed_bytes + _SPARE:
+        raise CheckpointError(
+            f'{work_dir} has room for {_in_words(free)}, a checkpoint takes about {_in_words(needed_bytes)}; '
+            'make room, choose another --work-dir, or keep fewer checkpoints (max_keep_ckpts)'
+        )
+
+
+def _bytes_under(path: Path) -> int:
+    with contextlib.suppress(OSError):
+        return sum(file.lstat().st_size for file in path.rglob('*'))
+    return 0
+
+
+def _in_words(size: int) -> str:
+    return f'{size / 2**30:.1f} GiB' if size >= 2**30 else f'{size / 2**20:.1f} MiB'
 
 
 def start(target: Path) -> Path:
-    """An empty directory beside ``target`` to write into."""
-    staging = target.with_name(target.name + '.tmp')
-    shutil.rmtree(staging, ignore_errors=True)
+    """An empty directory beside ``target`` to write into; what killed runs have left half written goes."""
+    for left in target.parent.glob(_HALF_WRITTEN):
+        _remove(left)
+    staging = staging_of(target)
     staging.mkdir(parents=True)
     return staging
 
 
-def seal(staging: Path, target: Path, *, meta: dict[str, Any]) -> None:
-    """Make what was written to ``staging`` the checkpoint ``target``."""
-    files = sorted(path for path in staging.rglob('*') if path.is_file())
-    entries = {str(p.relative_to(staging)): dict(size=p.stat().st_size, sha256=_sha256(p)) for p in files}
-    manifest = dict(format=FORMAT, version=FORMAT_VERSION, saved_at=time.time(), files=entries, **meta)
-    (staging / MANIFEST).write_text(json.dumps(manifest, indent=2) + '\n', 'utf-8')
-    for path in [*files, staging / MANIFEST, *(p for p in staging.rglob('*') if p.is_dir()), staging]:
-        _flush(path)
-    aside = target.with_name(target.name + '.old')
-    if target.exists():  # of an earlier run; it goes when the new one is in its place
-        os.replace(target, aside)
-    os.rename(staging, target)
-    _flush(target.parent)
-    if _is_ours(aside):
-        shutil.rmtree(aside)
+def staging_of(target: Path) -> Path:
+    """Where a checkpoint is written before it gets its name."""
+    return target.with_name(target.name + '.tmp')
 
 
-def verify(directory: Path, *, hashes: bool = True) -> dict[str, Any]:
-    """The manifest of a checkpoint whose every file is there, with the size and hash it was written with.
+def _remove(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def discard(staging: Path) -> None:
+    """Give the space of a checkpoint back that could not be finished."""
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def seal(
+    staging: Path, target: Path, *, files: Mapping[str, Written], meta: Mapping[str, Any], patience: float = 0.0
+) -> None:
+    """Make what was written to ``staging`` the checkpoint ``target``.
 
     Args:
-        directory: ``iter_N.pth``.
-        hashes: False looks at the sizes only, without reading the files.
+        staging: of ``start``; every file in it was flushed by the one who wrote it.
+        target: what is there under this name goes when the new one is in its place, or is kept if it is not ours.
+        files: what the writers said, by names relative to ``staging``.
+        meta: iteration, world_size, resumable.
+        patience: seconds to wait for files that other nodes have written.
 
     Raises:
-        CheckpointError: what is wrong with it.
+        CheckpointError: an announced file is not there.
+        OSError: the disk failed; what was there under the name still is.
     """
-    if not directory.is_dir():
-        what = 'is a file, expected a directory' if directory.exists() else 'does not exist'
-        raise CheckpointError(f'checkpoint {directory.absolute()} {what} as vlmtune writes it')
-    path = directory / MANIFEST
-    if not path.is_file():
-        raise CheckpointError(f'{directory} has no {MANIFEST}: it was not finished, or vlmtune did not write it')
+    _expect(staging, files, patience=patience)
+    folders = {staging / parent for name in files for parent in PurePosixPath(name).parents}
+    for folder in sorted(folders - {staging}, reverse=True):
+        flush_directory(folder)
+    ages = [_saved_at(path) for path in _by_age(target.parent)]
+    saved_at = max([time.time(), *(age + 1e-3 for age in ages[-1:])])  # the newest, also when the clock was put back
+    write_file(staging / MANIFEST, [manifest_text(files, saved_at=saved_at, meta=meta).encode()])
+    flush_directory(staging)
+    aside = _free_name(target) if target.exists() or target.is_symlink() else None
+    if aside is not None:
+        rename(target, aside)
     try:
-        manifest = json.loads(path.read_text('utf-8'))
-    except ValueError as error:
-        raise CheckpointError(f'{path} is not valid json ({error})') from error
-    if not isinstance(manifest, dict) or manifest.get('format') != FORMAT:
-        raise CheckpointError(f'{path} does not describe a vlmtune checkpoint')
-    if manifest.get('version') != FORMAT_VERSION:
-        raise CheckpointError(
-            f'{directory} has format version {manifest.get("version")}, this vlmtune reads {FORMAT_VERSION}'
+        rename(staging, target)
+    except OSError:
+        if aside is not None:
+            rename(aside, target)
+        raise
+    flush_directory(target.parent)
+    if aside is not None and _is_ours(aside):
+        shutil.rmtree(aside, ignore_errors=True)  # what is left of it goes with the next purge
+
+
+def _expect(staging: Path, files: Mapping[str, Written], *, patience: float) -> None:
+    """Every announced file is there. A network file system may need a while to show what another node wrote."""
+    until = time.monotonic() + patience
+    for name, written in files.items():
+        while True:
+            try:
+                found = size_of(staging, name)
+                break
+            except CheckpointError:
+                if time.monotonic() > until:
+                    raise CheckpointError(
+                        f'{name} of {staging} was written by another process and is not to be seen here: the work dir '
+                        'is not shared between the nodes; choose a --work-dir that all of them see'
+                    ) from None
+                time.sleep(0.5)
+        if found != written.size:
+            raise CheckpointError(f'{staging}: {name} has {found} bytes right after {written.size} were written to it')
+
+
+def _free_name(target: Path) -> Path:
+    for number in ('', *map(str, range(2, 1000))):
+        if not (aside := target.with_name(f'{target.name}.old{number}')).exists():
+            return aside
+    raise CheckpointError(f'{target} cannot be kept aside: there are a thousand of them; remove the {target.name}.old*')
+
+
+def point_to(target: Path) -> None:
+    """Let ``last_checkpoint`` beside ``target`` name it, by a relative path, so that a work dir can be moved."""
+    replace_text(target.with_name(POINTER), target.name + '\n')
+
+
+def failure(target: Path, error: OSError) -> CheckpointError:
+    """What to say when a checkpoint could not be written, and which one holds."""
+    reason = error.strerror or str(error)
+    if error.filename and not Path(error.filename).is_relative_to(staging_of(target)):
+        reason += f' ({error.filename})'
+    newest = find_latest(target.parent, hashes=False).path
+    if newest == target:
+        return CheckpointError(
+            f'{target} is written, but not all behind it: {reason}; resume from it once that is mended'
         )
-    if not _has_layout(manifest):
-        raise CheckpointError(f'{path} was changed: it lacks what vlmtune writes into it')
-    for name, entry in manifest['files'].items():
-        file = directory / name
-        if not file.is_file():
-            raise CheckpointError(f'{directory}: {name} is missing')
-        if file.stat().st_size != entry['size']:
-            raise CheckpointError(f'{directory}: {name} has {file.stat().st_size} bytes, expected {entry["size"]}')
-        if hashes and _sha256(file) != entry['sha256']:
-            raise CheckpointError(f'{directory}: {name} was changed or damaged (sha256 differs)')
-    return manifest
+    rest = 'there is no older one' if newest is None else f'the newest good one is {newest}'
+    return CheckpointError(f'checkpoint {target} could not be written: {reason}; {rest}')
 
 
-def _has_layout(manifest: dict[str, Any]) -> bool:
-    files = manifest.get('files')
-    return {'saved_at', 'iteration', 'world_size', 'resumable'} <= manifest.keys() and (
-        isinstance(files, dict) and all(isinstance(e, dict) and {'size', 'sha256'} <= e.keys() for e in files.values())
-    )
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether vlmtune wrote it; other programs name their checkpoints alike."""
-    try:
-        return json.loads((path / MANIFEST).read_text('utf-8'))['format'] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        verify(path, hashes=False)
-    except CheckpointError:
-        return False
-    return True
+# ---- finding
 
 
 @dataclass(frozen=True)
@@ -141,28 +191,17 @@ class Found:
     skipped: tuple[str, ...]
 
 
-def _by_age(work_dir: Path) -> list[Path]:
-    """The checkpoints of a work dir, oldest first.
+def find_latest(work_dir: Path, *, hashes: bool = True) -> Found:
+    """Look for the newest checkpoint that holds; the pointer is for people and tools, the manifests decide.
 
-    By the time in the manifest, not by the number: a new run in an old work dir counts from 1 again.
+    Args:
+        work_dir: where to look.
+        hashes: False looks at sizes only.
     """
-    paths = [path for path in work_dir.iterdir() if _NAME.fullmatch(path.name)] if work_dir.is_dir() else []
-    return sorted(paths, key=lambda path: (_saved_at(path), path.name))
-
-
-def _saved_at(path: Path) -> float:
-    try:
-        return float(json.loads((path / MANIFEST).read_text('utf-8'))['saved_at'])
-    except (OSError, ValueError, KeyError, TypeError):
-        return path.stat().st_mtime  # broken or foreign; verify() says how
-
-
-def find_latest(work_dir: Path) -> Found:
-    """Look for the newest checkpoint that holds; the pointer is for people and tools, the manifests decide."""
     skipped = []
     for path in reversed(_by_age(work_dir)):
         try:
-            verify(path)
+            verify(path, hashes=hashes)
         except CheckpointError as error:
             skipped.append(str(error))
         else:
@@ -170,18 +209,53 @@ def find_latest(work_dir: Path) -> Found:
     return Found(None, tuple(skipped))
 
 
-def point_to(target: Path) -> None:
-    """Let ``last_checkpoint`` beside ``target`` name it, by a relative path, so that a work dir can be moved."""
-    pointer = target.with_name(POINTER)
-    staging = pointer.with_name(POINTER + '.tmp')
-    staging.write_text(target.name + '\n', 'utf-8')
-    _flush(staging)
-    os.replace(staging, pointer)
+def _by_age(work_dir: Path) -> list[Path]:
+    """The checkpoints of a work dir, oldest first.
+
+    By the time in the manifest, not by the number: a new run in an old work dir counts from 1 again. One that was put
+    aside counts while the one that should replace it is not there: the run was killed between the two renames.
+    """
+    paths = list(work_dir.iterdir()) if work_dir.is_dir() else []
+    found = [path for path in paths if _NAME.fullmatch(path.name)]
+    for path in paths:
+        if (match := _ASIDE.fullmatch(path.name)) and not (work_dir / match[1]).exists() and _is_ours(path):
+            found.append(path)
+    return sorted(found, key=lambda path: (_saved_at(path), path.name))
+
+
+def _saved_at(path: Path) -> float:
+    try:
+        return float(read_manifest(path)['saved_at'])
+    except CheckpointError:  # broken or foreign; verify() says how
+        return path.lstat().st_mtime
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether vlmtune wrote it; other programs name their checkpoints alike."""
+    try:
+        read_manifest(path)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        verify(path, hashes=False)
+    except CheckpointError:
+        return False
+    return True
+
+
+# ---- removing
 
 
 def _pointed_at(work_dir: Path) -> str:
-    pointer = work_dir / POINTER
-    return pointer.read_text('utf-8').strip() if pointer.is_file() else ''
+    try:
+        name = (work_dir / POINTER).read_bytes()[:100].decode(errors='replace').strip()
+    except OSError:
+        return ''
+    return name if _NAME.fullmatch(name) else ''
 
 
 def purge(work_dir: Path, *, keep: int) -> list[Path]:
@@ -194,9 +268,20 @@ def purge(work_dir: Path, *, keep: int) -> list[Path]:
     ours = [path for path in _by_age(work_dir) if _is_ours(path)]
     kept = {*[path for path in ours if _is_whole(path)][-max(keep, 1) :], work_dir / _pointed_at(work_dir)}
     old = [path for path in ours if path not in kept]
-    for path in old:
-        shutil.rmtree(path)
-    for left in work_dir.glob('iter_*.pth.tmp'):
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(left)
+    old += [path for path in work_dir.iterdir() if path not in ours and _is_replaced(path)]
+    try:
+        for path in old:
+            _remove(staging := staging_of(path.with_name(path.name.partition('.old')[0])))
+            rename(path, staging)  # so that one half removed does not look like one that was damaged
+            _remove(staging)
+        for left in work_dir.glob(_HALF_WRITTEN):
+            _remove(left)
+    except OSError as error:
+        logger.warning('old checkpoints could not be removed: %s', error)
     return old
+
+
+def _is_replaced(path: Path) -> bool:
+    """Whether a checkpoint was put aside and the one in its place is there."""
+    match = _ASIDE.fullmatch(path.name)
+    return match is not None and _is_ours(path) and _is_whole(path.with_name(match[1]))

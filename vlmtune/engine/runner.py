@@ -1,27 +1,29 @@
 """The Runner: builds a run from a config, in the order in which mistakes are cheapest, and saves and resumes it."""
 
-import json
 import logging
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import barrier, broadcast_object_list, get_dist_info, master_only
+from mmengine.dist import get_dist_info, master_only
 from mmengine.runner import FlexibleRunner, set_random_seed
-from safetensors.torch import load_file, save_file
 
 from vlmtune.config import dump_config, redact_secrets
 from vlmtune.config.signature import Signature
 from vlmtune.config.targets import find_target
 from vlmtune.data import Processor, StepDataLoader, SupervisedDataset, build_train_loader
-from vlmtune.engine import checkpoint
+from vlmtune.engine import ranks
+from vlmtune.engine.checkpoint import CONFIG_FILE
 from vlmtune.engine.hooks.isolation import IsolationHook
-from vlmtune.engine.optim import PartwiseOptimWrapperConstructor, unwrap
+from vlmtune.engine.optim import PartwiseOptimWrapperConstructor
 from vlmtune.engine.precheck import build_custom_hooks
+from vlmtune.engine.resuming import load_or_resume
+from vlmtune.engine.saving import Saver
 from vlmtune.engine.schedules import schedules_in_steps
-from vlmtune.engine.state import message_state, rng_state, set_message_state
+from vlmtune.engine.sharded_loading import needs_images_everywhere, sharded_weights
 from vlmtune.engine.strategies import DDPStrategy, SingleDeviceStrategy
 from vlmtune.engine.vision_cache import use_vision_cache
 from vlmtune.models import SupervisedFinetune
@@ -31,10 +33,6 @@ from vlmtune.utils.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS_FILE = 'model.safetensors'
-TRAINER_FILE = 'trainer.json'
-CONFIG_FILE = 'config.py'
-PROCESSOR_DIR = 'processor'
 BAD_SAMPLES_FILE = 'bad_samples.jsonl'
 
 
@@ -50,7 +48,11 @@ def build_data(cfg: Config, *, bad_samples_file: Path | None = None) -> tuple[Pr
     part = options.pop('dataset')
     target = find_target(part['type'], must_exist=True)
     known = Signature.of(target) if target is not None else None
-    offered = dict(cache_dir=cfg.get('plan_cache_dir'), bad_samples_file=bad_samples_file and str(bad_samples_file))
+    offered = dict(
+        cache_dir=cfg.get('plan_cache_dir'),
+        bad_samples_file=bad_samples_file and str(bad_samples_file),
+        seed=cfg.randomness.seed,
+    )
     taken = {name: value for name, value in offered.items() if known is not None and name in known.names}
     dataset: SupervisedDataset = DATASETS.build(part, default_args=dict(processor=processor, **taken))
     rank, world_size = get_dist_info()
@@ -60,6 +62,7 @@ def build_data(cfg: Config, *, bad_samples_file: Path | None = None) -> tuple[Pr
         accumulative_counts=cfg.train_cfg.get('accumulative_counts', 1),
         rank=rank,
         world_size=world_size,
+        images_in_every_batch=needs_images_everywhere(cfg.get('strategy')),
         **options,
     )
     return processor, loader
@@ -96,11 +99,13 @@ class Runner(FlexibleRunner):
             UserError: anything in the config, the data or the model that the user can mend.
         """
         set_random_seed(cfg.randomness.seed)  # new weights (LoRA) are a function of the seed
-        bad_samples_file = Path(cfg.work_dir, BAD_SAMPLES_FILE) if get_dist_info()[0] == 0 else None
-        processor, loader = build_data(cfg, bad_samples_file=bad_samples_file)
-        model = build_model(cfg, processor=processor)
+        with ranks.together('planning the data'):
+            processor, loader = build_data(cfg, bad_samples_file=Path(cfg.work_dir, BAD_SAMPLES_FILE))
+        with ranks.together('loading the model'), sharded_weights(cfg):
+            model = build_model(cfg, processor=processor)
         if cfg.get('vision_cache') is not None:
-            use_vision_cache(model, loader.dataset, folder=cfg.vision_cache, workers=loader.num_workers)
+            with ranks.together('filling the vision cache'):
+                use_vision_cache(model, loader.dataset, folder=cfg.vision_cache, workers=loader.num_workers)
         strategy = cfg.get('strategy') or dict(type=DDPStrategy if get_dist_info()[1] > 1 else SingleDeviceStrategy)
         optim_wrapper = {'constructor': PartwiseOptimWrapperConstructor, **cfg.optim_wrapper}
         given = (
@@ -170,47 +175,18 @@ class Runner(FlexibleRunner):
 
     # ---- checkpoints
 
+    @cached_property
+    def saver(self) -> Saver:
+        """What writes the checkpoints."""
+        return Saver(self)
+
     def save_checkpoint(self, out_dir: str, filename: str, *, save_optimizer: bool = True, **_: Any) -> None:
         """Write ``out_dir/filename/``; called by all ranks, between optimizer steps.
 
         Raises:
-            OSError: it could not be written; older checkpoints are untouched.
+            CheckpointError: it could not be written; older checkpoints are untouched.
         """
-        target = Path(out_dir, filename)
-        staging = [str(checkpoint.start(target)) if self.rank == 0 else None]
-        broadcast_object_list(staging)
-        directory = Path(str(staging[0]))
-        weights = self.strategy.trainable_state()
-        if save_optimizer:
-            self.strategy.save_optimizer(directory)
-        _write_json(directory / f'rng_{self.rank}.json', rng_state())
-        if self.rank == 0:
-            save_file(weights, directory / WEIGHTS_FILE)
-            _write_json(directory / TRAINER_FILE, self._trainer_state())
-            dump_config(self.cfg, directory / CONFIG_FILE)
-            self.processor.save(directory / PROCESSOR_DIR)
-            self._save_adapter_config(directory)
-        barrier()
-        if self.rank == 0:
-            meta = dict(iteration=self.iter + 1, world_size=self.world_size, resumable=save_optimizer)
-            checkpoint.seal(directory, target, meta=meta)
-            checkpoint.point_to(target)
-        barrier()
-
-    def _save_adapter_config(self, directory: Path) -> None:
-        config = unwrap(self.model).lora_config
-        if config is not None:
-            config.save_pretrained(str(directory))
-
-    def _trainer_state(self) -> dict[str, Any]:
-        loop = self.train_loop
-        return dict(
-            iteration=loop.iter + 1,
-            seed=self.seed,
-            sampler=loop.sampler.state_dict(),
-            schedulers=self.strategy.scheduler_state_dict() if self.param_schedulers else [],
-            messages=message_state(self.message_hub),
-        )
+        self.saver.save(Path(out_dir, filename), save_optimizer=save_optimizer)
 
     def load_or_resume(self) -> None:
         """Resume from, or start from the weights of, a checkpoint, as ``resume`` and ``load_from`` say.
@@ -218,45 +194,7 @@ class Runner(FlexibleRunner):
         Raises:
             CheckpointError: an explicit checkpoint is broken, foreign, or does not fit this run.
         """
-        if self._resume is True:
-            found = checkpoint.find_latest(Path(self.work_dir))
-            for reason in found.skipped:
-                logger.warning('passed over a broken checkpoint: %s', reason)
-            if found.path is None:
-                logger.info('nothing to resume in %s: starting fresh', self.work_dir)
-                return
-            self._resume_from(found.path)
-        elif self._resume:
-            self._resume_from(Path(self._resume))
-        elif self._load_from:
-            checkpoint.verify(Path(self._load_from))
-            unwrap(self.model).load_trainable(load_file(Path(self._load_from) / WEIGHTS_FILE))
-            logger.info('weights loaded from %s', self._load_from)
-
-    def _resume_from(self, path: Path) -> None:
-        manifest = checkpoint.verify(path)
-        if not manifest['resumable']:
-            raise CheckpointError(f'{path} holds weights only (save_optimizer=False); use load_from to start from them')
-        if manifest['world_size'] != self.world_size:
-            raise CheckpointError(
-                f'{path} was saved by {manifest["world_size"]} processes, this run has {self.world_size}; '
-                'resume with as many, or use load_from to start from its weights'
-            )
-        trainer = json.loads((path / TRAINER_FILE).read_text('utf-8'))
-        loop = self.train_loop
-        unwrap(self.model).load_trainable(load_file(path / WEIGHTS_FILE))
-        configured = [group.get('initial_lr') for group in self.optim_wrapper.param_groups]
-        self.strategy.load_optimizer(path)
-        resumed = [group.get('initial_lr') for group in self.optim_wrapper.param_groups]
-        if configured != resumed:
-            logger.warning('the checkpoint goes on with its own learning rates %s, not %s', resumed, configured)
-        loop.sampler.load_state_dict(trainer['sampler'])
-        loop._iter = int(trainer['iteration'])
-        if self.param_schedulers:
-            self.strategy.load_scheduler_state_dict(trainer['schedulers'])
-        set_message_state(self.message_hub, trainer['messages'])
-        loop.rng_to_restore = json.loads((path / f'rng_{self.rank}.json').read_text('utf-8'))
-        logger.info('resumed from %s at iteration %d of %d', path, loop.iter, loop.max_iters)
+        load_or_resume(self)
 
     def resume(self, *_: Any, **__: Any) -> None:
         """Closed: mmengine's resume executes a config that it finds inside the checkpoint.
@@ -273,7 +211,3 @@ class Runner(FlexibleRunner):
             CheckpointError: always.
         """
         raise CheckpointError('use load_from=PATH in the config')
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content), 'utf-8')

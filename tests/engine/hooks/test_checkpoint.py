@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from vlmtune.engine import CheckpointHook
 from vlmtune.engine.checkpoint import verify
 
 
@@ -26,7 +27,7 @@ def test_what_a_checkpoint_holds(run):
     manifest = verify(checkpoint)
     assert {name for name in manifest['files'] if not name.startswith('processor/')} == {
         'model.safetensors',
-        'optimizer.pt',
+        'optimizer_0.safetensors',
         'trainer.json',
         'rng_0.json',
         'config.py',
@@ -45,3 +46,27 @@ def test_work_dir_full_of_another_programs_checkpoints(run, tmp_path):
     work_dir = run('shared', resume=True, max_steps=4, max_epochs=None, save_steps=2, save_total_limit=1)
     assert saved(work_dir) == [1, 4]
     assert (work_dir / 'iter_1.pth').read_bytes() == b'pickle'
+
+
+def test_weights_alone_say_so_every_time(run, caplog):
+    with caplog.at_level('INFO', 'vlmtune'):
+        work_dir = run('done', max_steps=2, max_epochs=None, save_steps=1, save_optimizer=False)
+    assert 'save_optimizer=False: checkpoints hold weights only, this run cannot be resumed' in caplog.text
+    for step in (1, 2):
+        assert f'saved {work_dir / f"iter_{step}.pth"} (weights only: it cannot be resumed)' in caplog.text
+        assert verify(work_dir / f'iter_{step}.pth')['resumable'] is False
+
+
+def test_a_step_that_is_saved_is_not_saved_again(run, monkeypatch):
+    """A signal may come in the step after which a checkpoint is due: the loop then asks the hook for another."""
+    times = []
+
+    def save_twice(hook, runner, *args, **kwargs):
+        real(hook, runner, *args, **kwargs)
+        times.append([verify(hook.save(runner))['saved_at'] for _ in range(2)])
+
+    real = CheckpointHook.after_train_iter
+    monkeypatch.setattr(CheckpointHook, 'after_train_iter', save_twice)
+    work_dir = run('done', max_steps=3, max_epochs=None, save_steps=2)
+    assert [first == second for first, second in times] == [True] * 3
+    assert saved(work_dir) == [1, 2, 3]

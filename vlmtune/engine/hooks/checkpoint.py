@@ -28,16 +28,35 @@ class CheckpointHook(Hook):
         self.interval, self.max_keep_ckpts, self.save_optimizer = interval, max_keep_ckpts, save_optimizer
 
     def before_train(self, runner: Any) -> None:
-        """Say what cannot be done with the checkpoints."""
+        """Say what cannot be done with the checkpoints, and stop where there is no room for one.
+
+        Raises:
+            CheckpointError: the disk of the work dir is too full.
+        """
         if not self.save_optimizer:
             logger.warning('save_optimizer=False: checkpoints hold weights only, this run cannot be resumed')
+        runner.saver.check_space(Path(runner.work_dir), save_optimizer=self.save_optimizer)
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Save when it is time."""
         done = runner.iter + 1
         if (self.interval > 0 and done % self.interval == 0) or done == runner.max_iters:
-            name = checkpoint.checkpoint_name(done)
-            runner.save_checkpoint(runner.work_dir, name, save_optimizer=self.save_optimizer)
-            logger.info('saved %s', Path(runner.work_dir, name))
+            self.save(runner)
+
+    def save(self, runner: Any) -> Path:
+        """Save the step that was just done, unless it is saved; called by all ranks where a step has ended.
+
+        Returns:
+            The checkpoint.
+
+        Raises:
+            CheckpointError: it could not be written; older checkpoints are untouched.
+        """
+        done = runner.iter + 1
+        target = Path(runner.work_dir, checkpoint.checkpoint_name(done))
+        if runner.saver.last != done:
+            runner.save_checkpoint(runner.work_dir, target.name, save_optimizer=self.save_optimizer)
+            logger.info('saved %s%s', target, '' if self.save_optimizer else ' (weights only: it cannot be resumed)')
             if runner.rank == 0:
                 checkpoint.purge(Path(runner.work_dir), keep=self.max_keep_ckpts)
+        return target
