@@ -215,7 +215,7 @@ def test_load_trainable_refuses_what_does_not_fit(case):
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
-        (dict(dtype='float16'), "dtype='float16' is not supported; expected one of float32, bfloat16"),
+        (dict(dtype='float64'), "dtype='float64' is not supported; expected one of float32, bfloat16, float16"),
         (dict(quantization='fp4'), "quantization='fp4' is unknown; expected None, 'nf4', 'int8'"),
         (dict(quantization='nf4', tune=dict(llm='full')), "quantization='nf4' needs a frozen llm; set tune llm='lora'"),
         (dict(tune={}), 'tune: every part is frozen'),

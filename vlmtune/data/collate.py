@@ -24,18 +24,19 @@ class Collator:
         family: says how positions look and whether joined samples stay apart.
         pad_token_id: fills the ends of padded rows.
         pack: join (True) or pad (False).
+        filler: put behind the samples of a batch without images (``filler.image_filler``); None: nothing is.
 
     Raises:
         ConfigError: ``pack`` is asked for, but the family cannot keep samples apart.
     """
 
-    def __init__(self, family: Family, *, pad_token_id: int, pack: bool) -> None:
+    def __init__(self, family: Family, *, pad_token_id: int, pack: bool, filler: LoadedSample | None = None) -> None:
         if pack and not family.packing:
             raise ConfigError(
                 f'pack_to_max_length: {family.model_type} cannot keep packed samples apart '
                 f'({family.no_packing_reason}); set pack_to_max_length=False'
             )
-        self.family, self.pad_token_id, self.pack = family, pad_token_id, pack
+        self.family, self.pad_token_id, self.pack, self.filler = family, pad_token_id, pack, filler
 
     def __call__(self, samples: Sequence[LoadedSample]) -> Batch:
         """One batch.
@@ -44,10 +45,18 @@ class Collator:
             input_ids long[B, L], labels long[B, L], position_ids long[B, L] or long[4, B, L], attention_mask long[B, L]
             only where rows are padded, token_type_ids long[B, L] for families that attend by them, and the family's
             image inputs. Packed: B is 1 and there is no attention_mask, because transformers finds the borders of
-            samples in the positions only when there is none.
+            samples in the positions only when there is none. Where the filler was added (packed at the end of the row,
+            padded as the last row), filler_tokens, a long scalar.
         """
+        added: Batch = {}
+        if self.filler is not None and not any(self._has_images(sample) for sample in samples):
+            samples = [*samples, self.filler]
+            added = dict(filler_tokens=torch.tensor(len(self.filler['input_ids'])))
         batch = self._join(samples) if self.pack else self._pad(samples)
-        return {**batch, **join_images(samples, family=self.family)}
+        return {**batch, **join_images(samples, family=self.family), **added}
+
+    def _has_images(self, sample: LoadedSample) -> bool:
+        return any(name in sample for name in _image_names(self.family))
 
     @staticmethod
     def _join(samples: Sequence[LoadedSample]) -> Batch:
@@ -82,8 +91,7 @@ class Collator:
 def join_images(samples: Sequence[Mapping[str, Tensor]], *, family: Family) -> Batch:
     """The image inputs of several samples, one after the other; tiles of an image are filled up to the most of any."""
     joined = {}
-    # Bytes of pixels in place of pixels, or features from a vision cache.
-    for name in (*family.image_inputs, 'pixel_bytes', 'image_features'):
+    for name in _image_names(family):
         tensors = [sample[name] for sample in samples if name in sample]
         if tensors and name == 'pixel_values' and tensors[0].ndim == 5 and family.image_dim == 0:
             most = max(tensor.shape[1] for tensor in tensors)  # float[I, tiles, 3, H, W]
@@ -93,6 +101,11 @@ def join_images(samples: Sequence[Mapping[str, Tensor]], *, family: Family) -> B
     if 'pixel_bytes' in joined:  # one of them speaks for all
         joined['pixel_affine'] = next(sample['pixel_affine'] for sample in samples if 'pixel_affine' in sample)
     return joined
+
+
+def _image_names(family: Family) -> tuple[str, ...]:
+    """Of the image inputs; in place of pixels there may be bytes of pixels, or features from a vision cache."""
+    return (*family.image_inputs, 'pixel_bytes', 'image_features')
 
 
 def _pad_right(positions: Tensor, length: int) -> Tensor:

@@ -166,13 +166,17 @@ class ModelFlops:
         )
 
     def rows(self, batch: Mapping[str, Tensor]) -> Rows:
-        """Count what goes through the parts; padding is left out."""
+        """Count what goes through the parts; padding and the collator's filler are left out."""
         ids, mask = batch['input_ids'], batch.get('attention_mask')
         samples = segment_lengths(batch['position_ids']) if mask is None else mask.sum(dim=-1)
+        supervised = int((batch['labels'][:, 1:] != IGNORE_INDEX).sum())
+        if 'filler_tokens' in batch:  # it comes last, and only where there are no other images
+            none = torch.empty(0, dtype=torch.long)
+            return Rows(int(samples[:-1].sum()), supervised, image_tokens=0, samples=samples[:-1], images=none)
         image = getattr(self.config, 'image_token_id', None)
         return Rows(
             tokens=int(samples.sum()),
-            supervised=int((batch['labels'][:, 1:] != IGNORE_INDEX).sum()),
+            supervised=supervised,
             image_tokens=0 if image is None or self.vision is None else int((ids == image).sum()),
             samples=samples,
             images=self._images(batch) + self.class_tokens,

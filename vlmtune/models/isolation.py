@@ -72,6 +72,7 @@ def check_isolation(
         for module, mode in modes:
             module.training = mode
     second = before[border:]
+    single = single[: len(second)]  # where it has no image but the first sample has, the collator's filler is behind it
     scale = float(second.abs().max())
     report = IsolationReport(
         attention=describe_attention(model.model, family=model.family),

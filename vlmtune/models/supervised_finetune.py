@@ -20,7 +20,8 @@ from vlmtune.models.loading import load_model, parse_dtype, read_family
 from vlmtune.models.lora import inject_lora
 from vlmtune.models.neftune import EmbeddingNoise
 from vlmtune.models.quantization import quantization_config
-from vlmtune.models.tuning import part_of, plan_parts, tunable_parameters
+from vlmtune.models.sharded import logical_shape, logical_size
+from vlmtune.models.tuning import part_of, plan_parts, set_dtypes, tunable_parameters
 from vlmtune.models.vision_features import ready_images
 from vlmtune.ops import finish_images, linear_cross_entropy
 from vlmtune.registry import MODELS
@@ -63,6 +64,8 @@ class SupervisedFinetune(nn.Module):
         liger_kernel: use Liger's kernels (GPU only).
         vocab_size: tokens of a tokenizer that got new ones; the embeddings grow to at least as many, and must train.
         device: where quantised weights are made. 'meta' makes a model of sizes without weights, quantised ones plain.
+        trust_remote_code: run the Python files of the model, see docs/security.md.
+        revision: of a hub id; a commit where its code is run.
 
     Raises:
         ConfigError: the settings contradict each other.
@@ -83,6 +86,8 @@ class SupervisedFinetune(nn.Module):
         liger_kernel: bool = False,
         vocab_size: int | None = None,
         device: str = 'cpu',
+        trust_remote_code: bool = False,
+        revision: str | None = None,
     ) -> None:
         super().__init__()
         self.dtype = parse_dtype(dtype)
@@ -96,6 +101,8 @@ class SupervisedFinetune(nn.Module):
             attn_implementation=attn_implementation,
             liger_kernel=liger_kernel,
             device=device,
+            trust_remote_code=trust_remote_code,
+            revision=revision,
         )
         self.model, self.family = load_model(
             pretrained_model_name_or_path,
@@ -103,6 +110,8 @@ class SupervisedFinetune(nn.Module):
             quantization=quantization,
             attn_implementation=transformers_name(attn_implementation),
             device=device,
+            trust_remote_code=trust_remote_code,
+            revision=revision,
         )
         apply_attention(self.model, attn_implementation, family=self.family)
         self._make_masks = None if self.family.masks is None else import_name(self.family.masks)
@@ -128,6 +137,8 @@ class SupervisedFinetune(nn.Module):
         attn_implementation: str = 'sdpa',
         liger_kernel: bool = False,
         device: str | None = None,
+        trust_remote_code: bool = False,
+        revision: str | None = None,
         **_: Any,
     ) -> None:
         """Tell whether these settings can be right, from the checkpoint's config.json alone.
@@ -136,7 +147,7 @@ class SupervisedFinetune(nn.Module):
             ConfigError: an unknown word, part or setting, or a contradiction.
             ModelError: the checkpoint cannot be read or its family is not supported.
         """
-        family = read_family(pretrained_model_name_or_path)
+        family = read_family(pretrained_model_name_or_path, trust_remote_code=trust_remote_code, revision=revision)
         plans = plan_parts(tune, family=family, lora=lora)
         quantization_config(quantization, family=family, dtype=parse_dtype(dtype))
         device = str(find_device()) if device is None else device
@@ -155,12 +166,13 @@ class SupervisedFinetune(nn.Module):
             return
         if self.plans['embeddings'].mode == 'frozen':  # also where spare rows are left: those are noise until trained
             raise ConfigError('new tokens need embeddings that train; set tune embeddings="full", lm_head="full"')
-        have = int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
+        have = logical_shape(self.model.get_input_embeddings().weight)[0]
         if vocab_size <= have:
             return
         logger.info('embeddings grow from %d to %d tokens', have, vocab_size)
         has_values = not self.model.get_input_embeddings().weight.is_meta
-        self.model.resize_token_embeddings(vocab_size, mean_resizing=has_values)
+        with torch.random.fork_rng(devices=[]):  # it draws more where weights are sharded; LoRA draws next
+            self.model.resize_token_embeddings(vocab_size, mean_resizing=has_values)
 
     def _apply_plans(self) -> None:
         self.model.requires_grad_(False)
@@ -169,10 +181,7 @@ class SupervisedFinetune(nn.Module):
             if plan.mode == 'full':
                 for parameter in tunable_parameters(self.model, part, family=self.family):
                     parameter.requires_grad_(True)
-        for module in self.model.modules():  # a frozen bf16 layer norm cannot take the float32 of a trained layer (CPU)
-            for parameter in module.parameters(recurse=False):
-                if parameter.requires_grad or isinstance(module, nn.LayerNorm):
-                    parameter.data = parameter.data.float()
+        set_dtypes(self.model, dtype=self.dtype)
         self._trainable_vision = [  # with the parameters beside the language model that only images use
             parameter
             for name, parameter in self.named_trainable().items()
@@ -200,8 +209,8 @@ class SupervisedFinetune(nn.Module):
         total, trainable = dict.fromkeys(self.plans, 0), dict.fromkeys(self.plans, 0)
         for name, parameter in self.model.named_parameters():
             part = self.part_of(name)
-            total[part] += _logical_size(parameter)
-            trainable[part] += parameter.numel() if parameter.requires_grad else 0
+            total[part] += logical_size(parameter)
+            trainable[part] += logical_size(parameter) if parameter.requires_grad else 0
         return [PartReport(part, plan.mode, total[part], trainable[part], plan.lr) for part, plan in self.plans.items()]
 
     def load_trainable(self, state: Mapping[str, Tensor]) -> None:
@@ -232,7 +241,8 @@ class SupervisedFinetune(nn.Module):
 
     def model_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """What the transformers model takes: a batch without its labels, and what keeps the samples of a row apart."""
-        inputs: dict[str, Any] = {name: tensor for name, tensor in batch.items() if name != 'labels'}
+        notes = ('labels', 'filler_tokens')
+        inputs: dict[str, Any] = {name: tensor for name, tensor in batch.items() if name not in notes}
         if self.family.has_vision:
             frames = getattr(self.model.config.vision_config, 'temporal_patch_size', 1)
             inputs = finish_images(inputs, frames=frames)
@@ -288,9 +298,3 @@ def logit_settings(text_config: Any) -> dict[str, Any]:
     scale = getattr(text_config, 'logits_scaling', None)
     cap = getattr(text_config, 'final_logit_softcapping', None)
     return dict(scale=1 / scale) if scale else dict(softcap=cap) if cap else {}
-
-
-def _logical_size(parameter: nn.Parameter) -> int:
-    """Number of weights; bitsandbytes stores two 4-bit weights in one element."""
-    state = getattr(parameter, 'quant_state', None)
-    return int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()

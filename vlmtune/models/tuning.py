@@ -9,10 +9,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeAlias, get_args
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from vlmtune.families import PARTS, Family, PartName
+from vlmtune.models.sharded import is_sharded
 from vlmtune.utils.errors import ConfigError, ModelError
 
 Mode: TypeAlias = Literal['frozen', 'lora', 'full']
@@ -185,3 +187,20 @@ def tunable_modules(model: PreTrainedModel, part: PartName, *, family: Family) -
         dead = any(name == path or name.startswith(path + '.') for path in unused)
         if inside and not dead and part_of(name, family=family) == part:
             yield name, module
+
+
+def set_dtypes(model: PreTrainedModel, *, dtype: torch.dtype) -> None:
+    """Make what trains float32, and all layer norms: a frozen bf16 one cannot take a trained layer's float32 (CPU).
+
+    Where weights are sharded all become ``dtype``, also those that are not in pieces yet; DeepSpeed keeps a float32
+    copy of what trains.
+    """
+    if any(is_sharded(parameter) for parameter in model.parameters()):
+        for parameter in model.parameters():
+            if not is_sharded(parameter):
+                parameter.data = parameter.data.to(dtype)
+        return
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.requires_grad or isinstance(module, nn.LayerNorm):
+                parameter.data = parameter.data.float()

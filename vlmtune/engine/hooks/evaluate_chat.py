@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.dist import barrier
 from mmengine.hooks import Hook
 
 from vlmtune.data.images import load_image, read_image_size
+from vlmtune.engine import ranks
 from vlmtune.engine.optim import unwrap
 from vlmtune.engine.state import rng_state, set_rng_state
 from vlmtune.evaluation import generate
@@ -91,18 +91,25 @@ class EvaluateChatHook(Hook):
     def _evaluate(self, runner: Any, iteration: int) -> None:
         if not self.conversations:
             return
-        together = runner.strategy.shards_weights
-        if runner.rank == 0 or together:
-            before = rng_state()
-            model = unwrap(runner.model)
-            settings = dict(self.generation, synced_gpus=True) if together else self.generation
-            answers = generate(
-                model.model, runner.processor, self.conversations, autocast_dtype=model.dtype, **settings
-            )
-            set_rng_state(before)
-        if runner.rank == 0:
-            self._record(runner, iteration, answers)
-        barrier()
+        everywhere = runner.strategy.shards_weights
+        if everywhere:  # a rank that cannot read one would leave the others waiting in the middle of a layer
+            with ranks.together('reading the evaluation images'):
+                self._check_images()
+        with ranks.together('making sample answers'):
+            answers = self._answers(runner, synced=everywhere) if runner.rank == 0 or everywhere else []
+            if runner.rank == 0:
+                self._record(runner, iteration, answers)
+
+    def _answers(self, runner: Any, *, synced: bool) -> list[str]:
+        """Made from the model as it is; ``synced``: by all ranks together, because each holds a piece of every weight.
+
+        No rank stops before the last one does: where they sample, each draws an answer of its own.
+        """
+        before, model = rng_state(), unwrap(runner.model)
+        settings = dict(self.generation, synced_gpus=True) if synced else self.generation
+        answers = generate(model.model, runner.processor, self.conversations, autocast_dtype=model.dtype, **settings)
+        set_rng_state(before)
+        return answers
 
     def _record(self, runner: Any, iteration: int, answers: list[str]) -> None:
         with Path(runner.work_dir, RECORDS_FILE).open('a', encoding='utf-8') as file:

@@ -1,0 +1,71 @@
+"""Weights of which every rank holds only a piece (ZeRO-3), seen as what they stand for.
+
+DeepSpeed leaves an empty tensor in the place of such a weight and notes its shape beside it. Code that only looks at
+sizes asks here; code that reads or writes values gathers them first, on all ranks.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.core_model_loading import Transpose
+
+
+def is_sharded(parameter: nn.Parameter) -> bool:
+    """Whether this rank holds only a piece of it."""
+    return hasattr(parameter, 'ds_shape')
+
+
+def logical_shape(parameter: Any) -> torch.Size:
+    """The shape of the whole weight."""
+    return torch.Size(getattr(parameter, 'ds_shape', parameter.shape))
+
+
+def logical_size(parameter: nn.Parameter) -> int:
+    """Number of weights, also where bitsandbytes stores two 4-bit weights in one element."""
+    quantized = getattr(parameter, 'quant_state', None)
+    return torch.Size(quantized.shape).numel() if quantized is not None else logical_shape(parameter).numel()
+
+
+@contextmanager
+def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Inside, sharded weights are whole on every rank, to be read. All ranks have to come here."""
+    pieces = [parameter for parameter in parameters if is_sharded(parameter)]
+    if not pieces:
+        yield
+        return
+    from deepspeed.runtime.zero import GatheredParameters
+
+    with GatheredParameters(pieces, modifier_rank=None):
+        yield
+
+
+class _TransposeIfOther(Transpose):
+    """transformers' own looks at the tensor in the place of the weight, whose shape is (0,) where it is sharded."""
+
+    def convert(  # type: ignore[override]  # it has a decorator there
+        self, input_dict: Any, source_patterns: Any, target_patterns: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """The tensor in the layout of the weight that it is for."""
+        found = next(iter(input_dict.values()))
+        tensor = found[0] if isinstance(found, list) else found
+        name = self.get_target_pattern(input_dict, source_patterns, target_patterns)
+        wanted = logical_shape(kwargs['model'].get_parameter(kwargs['full_layer_name']))
+        return {name: tensor if tensor.shape == wanted else tensor.transpose(self.dim0, self.dim1).contiguous()}
+
+
+def convert_by_logical_shape(model_type: str) -> None:
+    """Mend how transformers reads checkpoints that may lie in two layouts, of which the shape tells (Qwen3-VL-MoE)."""
+    rules = get_checkpoint_conversion_mapping(model_type) or []
+    changed = False
+    for rule in rules:
+        operations = getattr(rule, 'operations', [])
+        for place, operation in enumerate(operations):
+            if type(operation) is Transpose and operation.check_dims:
+                operations[place] = _TransposeIfOther(operation.dim0, operation.dim1, check_dims=True)
+                changed = True
+    if changed:
+        register_checkpoint_conversion_mapping(model_type, rules, overwrite=True)
