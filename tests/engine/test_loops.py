@@ -1,6 +1,8 @@
 """One iteration is one optimizer step; how samples fall into micro-batches does not change it."""
 
 import math
+import os
+import signal
 
 import pytest
 import torch
@@ -9,8 +11,9 @@ from safetensors.torch import load_file
 
 from vlmtune.apps.train import prepare_config
 from vlmtune.engine.runner import build_data, build_model
+from vlmtune.engine.strategies import SingleDeviceStrategy
 from vlmtune.structures import IGNORE_INDEX
-from vlmtune.utils.errors import ConfigError, TrainingError
+from vlmtune.utils.errors import ConfigError, Stopped, TrainingError
 
 SGD = dict(recipe=dict(optimizer='SGD'), lora_dropout=0.0, max_norm=1e9, lr=0.5)
 IN_ORDER = dict(pack_to_max_length=False, shuffle=False)
@@ -97,9 +100,33 @@ def test_mistakes(settings, message, run):
 def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path):
     """lr is so large that the first step ruins the weights; nothing is saved after that."""
     settings = {**SGD, 'lr': 1e30, 'max_steps': 5, 'max_epochs': None, 'horizon': 100, 'save_steps': 1}
-    with pytest.raises(TrainingError, match=r'at iteration 2; no weight was changed by this step. Lower lr, or resume'):
+    with pytest.raises(TrainingError, match=r'at iteration 2 \(.*\); no weight was changed by this step. .* lower lr'):
         run('ruined', **settings)
     assert not (tmp_path / 'ruined' / 'iter_2.pth').exists()
+
+
+@pytest.mark.parametrize('save_steps', [1, 1000], ids=['just saved', 'not saved'])
+def test_a_signal_saves_after_the_step_and_leaves(save_steps, run, contents, differences, monkeypatch, tmp_path):
+    """It comes while iteration 2 is learned; ranks agree when they meet for iteration 3. Nothing of the run is lost."""
+    settings = dict(max_steps=5, max_epochs=None, save_steps=save_steps, dataloader_num_workers=1)
+    forward, calls = SingleDeviceStrategy.forward, iter(range(100))
+
+    def interrupted(self, batch):
+        if next(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return forward(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SingleDeviceStrategy, 'forward', interrupted)
+        with pytest.raises(Stopped, match='stopped by SIGTERM after step 3; saved in .*iter_3.pth') as caught:
+            run('a', **settings)
+    assert caught.value.exit_code == 143
+    assert len(list((tmp_path / 'a').glob('iter_*'))) == (3 if save_steps == 1 else 1)
+    ends = [
+        contents(run(name, resume=name == 'a', **{**settings, 'save_steps': 1000}) / 'iter_5.pth')
+        for name in ('a', 'b')
+    ]
+    assert differences(*ends) == []
 
 
 def test_the_schedule_runs_in_steps(run, contents):

@@ -1,6 +1,6 @@
 """The training data loader: a plan of packs, a sampler over it, a collator."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeAlias, get_args
 
@@ -10,11 +10,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import SupervisedDataset
+from vlmtune.data.filler import image_filler
 from vlmtune.data.mixture import MixedDataset
 from vlmtune.data.packing import Plan, check_patches, plan_batches, plan_packs
 from vlmtune.data.samplers import PackSampler, Tail
 from vlmtune.data.stream_sampler import StreamSampler
 from vlmtune.data.streaming import StreamingDataset
+from vlmtune.data.workers import DEFAULT_TIMEOUT, WorkerBatches, begin_work, make_board
 from vlmtune.utils.errors import ConfigError
 
 PlannedData: TypeAlias = SupervisedDataset | MixedDataset
@@ -25,17 +27,26 @@ class StepDataLoader(DataLoader):
 
     Args:
         seed: the seeds of the workers are a function of it and the epoch, also after a resume.
+        timeout: seconds that workers may take for a batch, 0 for no limit; None is ``DEFAULT_TIMEOUT``. Without workers
+            nobody could tell.
         options: as in torch; ``batch_sampler`` is a PackSampler, the generator is the loader's own.
     """
 
-    def __init__(self, dataset: Dataset, *, seed: int, **options: Any) -> None:
-        super().__init__(dataset, generator=torch.Generator(), **options)  # its own: the global one must not move
-        self.seed = seed
+    def __init__(self, dataset: Dataset, *, seed: int, timeout: float | None = None, **options: Any) -> None:
+        generator = torch.Generator()  # its own: the global one must not move
+        workers: dict[str, Any] = {}
+        board = make_board(options.get('num_workers', 0))
+        if options.get('num_workers'):
+            seconds = DEFAULT_TIMEOUT if timeout is None else timeout
+            workers = dict(timeout=seconds, worker_init_fn=partial(begin_work, board=board))
+        super().__init__(dataset, generator=generator, **{**workers, **options})
+        self.seed, self._board = seed, board
 
     def __iter__(self) -> Any:
         words = np.random.SeedSequence((self.seed, self.batch_sampler.epoch)).generate_state(1)  # type: ignore[union-attr]
         self.generator.manual_seed(int(words[0]))
-        return super().__iter__()
+        start = super().__iter__
+        return WorkerBatches(start, board=self._board) if self.num_workers else start()
 
     def __len__(self) -> int:
         return len(self.batch_sampler)  # type: ignore[arg-type]
@@ -57,6 +68,8 @@ def build_train_loader(
     tail: Tail = 'fill',
     pin_memory: bool = False,
     prefetch_factor: int | None = None,
+    timeout: float | None = None,
+    images_in_every_batch: bool = False,
 ) -> StepDataLoader:
     """A loader of micro-batches for one rank.
 
@@ -74,49 +87,61 @@ def build_train_loader(
         tail: 'fill' or 'drop', see PackSampler.
         pin_memory: as in torch.
         prefetch_factor: batches that each worker holds ready; only with workers.
+        timeout: seconds that workers may take for a batch before the run stops, see StepDataLoader; 0 for no limit.
+        images_in_every_batch: a batch without images gets a blank one that weighs nothing; for ranks that have to
+            compute every layer together.
 
     Raises:
         ConfigError: settings that contradict each other or are out of range; the family cannot be packed.
         DataError: the data does not make one optimizer step; a sample has more patches than a row may have.
     """
     _check_settings(
-        batch_size=batch_size,
-        accumulative_counts=accumulative_counts,
-        pack=pack_to_max_length,
-        max_patches=max_patches,
-        tail=tail,
-    )
-    if num_workers == 0 and prefetch_factor is not None:
-        raise ConfigError(f'prefetch_factor={prefetch_factor} needs num_workers of at least 1')
+        batch_size=batch_size, accumulative_counts=accumulative_counts, pack=pack_to_max_length,
+        max_patches=max_patches, tail=tail, num_workers=num_workers, prefetch_factor=prefetch_factor,
+        timeout=timeout,
+    )  # fmt: skip
     processor = dataset.processor
-    collate = Collator(processor.family, pad_token_id=processor.tokenizer.pad_token_id, pack=pack_to_max_length)
+    filler = image_filler(processor) if images_in_every_batch and processor.family.has_vision else None
+    pad_token_id = processor.tokenizer.pad_token_id
+    collate = Collator(processor.family, pad_token_id=pad_token_id, pack=pack_to_max_length, filler=filler)
     rows: Callable[..., Plan] = (
         partial(plan_packs, max_length=dataset.max_length, max_patches=max_patches, seed=seed)
         if pack_to_max_length
         else partial(_batches, batch_size=batch_size, seed=seed, shuffle=shuffle, group_by_length=group_by_length)
     )
     share = dict(accumulative_counts=accumulative_counts, rank=rank, world_size=world_size)
-    sampler: PackSampler | StreamSampler
+    sampler = _make_sampler(dataset, rows, seed=seed, max_patches=max_patches, tail=tail, share=share)
+    workers: dict[str, Any] = dict(num_workers=num_workers, pin_memory=pin_memory, prefetch_factor=prefetch_factor)
+    return StepDataLoader(dataset, seed=seed, timeout=timeout, batch_sampler=sampler, collate_fn=collate, **workers)
+
+
+def _make_sampler(
+    dataset: PlannedData | StreamingDataset,
+    rows: Callable[..., Plan],
+    *,
+    seed: int,
+    max_patches: int | None,
+    tail: Tail,
+    share: Mapping[str, int],
+) -> PackSampler | StreamSampler:
     if isinstance(dataset, StreamingDataset):
-        sampler = StreamSampler(dataset, rows, max_patches=max_patches, **share)
-    else:
-        check_patches(
-            dataset.patches, max_patches=max_patches, name=lambda index: f'sample {index} ({dataset.where(index)})'
-        )
-        sampler = PackSampler(partial(_epoch, dataset, rows, seed=seed), tail=tail, **share)
-    return StepDataLoader(
-        dataset,
-        seed=seed,
-        batch_sampler=sampler,
-        collate_fn=collate,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        prefetch_factor=prefetch_factor,
+        return StreamSampler(dataset, rows, max_patches=max_patches, **share)
+    check_patches(
+        dataset.patches, max_patches=max_patches, name=lambda index: f'sample {index} ({dataset.where(index)})'
     )
+    return PackSampler(partial(_epoch, dataset, rows, seed=seed), tail=tail, **share)
 
 
 def _check_settings(
-    *, batch_size: int, accumulative_counts: int, pack: bool, max_patches: int | None, tail: str
+    *,
+    batch_size: int,
+    accumulative_counts: int,
+    pack: bool,
+    max_patches: int | None,
+    tail: str,
+    num_workers: int,
+    prefetch_factor: int | None,
+    timeout: float | None,
 ) -> None:
     if pack and batch_size != 1:
         raise ConfigError(
@@ -133,6 +158,10 @@ def _check_settings(
         raise ConfigError(f'tail={tail!r} is unknown; expected one of {", ".join(get_args(Tail))}')
     if batch_size < 1 or accumulative_counts < 1:
         raise ConfigError(f'batch_size={batch_size} and accumulative_counts={accumulative_counts} must be at least 1')
+    if num_workers == 0 and prefetch_factor is not None:
+        raise ConfigError(f'prefetch_factor={prefetch_factor} needs num_workers of at least 1')
+    if timeout is not None and not 0 <= timeout < float('inf'):
+        raise ConfigError(f'timeout={timeout}: expected seconds, or 0 for no limit')
 
 
 def _epoch(dataset: PlannedData, rows: Callable[..., Plan], *, seed: int, epoch: int) -> Plan:

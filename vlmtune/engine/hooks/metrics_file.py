@@ -9,11 +9,14 @@ from mmengine.hooks import Hook
 from vlmtune.registry import HOOKS
 
 METRICS_FILE = 'metrics.jsonl'
+_OF_THE_STEP = ('loss', 'grad_norm')
 
 
 @HOOKS.register_module()
 class MetricsFileHook(Hook):
     """Appends one JSON object per step to ``metrics.jsonl`` in the log folder of the run; numbers are not averaged.
+
+    A step that was skipped because its loss or gradients were not finite has no ``loss`` or no ``grad_norm``.
 
     Args:
         interval: optimizer steps between lines.
@@ -29,10 +32,11 @@ class MetricsFileHook(Hook):
         step = runner.iter + 1
         if runner.rank != 0 or step % self.interval:
             return
+        missing = {f'train/{name}' for name in _OF_THE_STEP if name not in outputs}
         scalars = {
             name.removeprefix('train/'): float(history.current())
             for name, history in runner.message_hub.log_scalars.items()
-            if name.startswith('train/')
+            if name.startswith('train/') and name not in missing
         }
         with Path(runner.log_dir, METRICS_FILE).open('a', encoding='utf-8') as file:
             file.write(json.dumps(dict(step=step, epoch=runner.epoch, **scalars)) + '\n')

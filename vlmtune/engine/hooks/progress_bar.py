@@ -27,7 +27,8 @@ class ProgressBarHook(Hook):
         """Move it."""
         if self._bar is not None:
             self._bar.update()
-            self._bar.set_postfix(loss=f'{outputs["loss"]:.4f}', refresh=False)
+            if 'loss' in outputs:  # not of a step that was skipped
+                self._bar.set_postfix(loss=f'{outputs["loss"]:.4f}', refresh=False)
 
     def after_train(self, runner: Any) -> None:
         """Leave the finished bar behind."""

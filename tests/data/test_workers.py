@@ -1,0 +1,134 @@
+"""Worker processes: what ends them, when their death is told, what they say that they load."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from vlmtune.data import StepDataLoader
+from vlmtune.data.workers import DEFAULT_TIMEOUT, begin_work, make_board, note_loading
+from vlmtune.engine.ranks import Bounds
+
+
+def test_signals_of_the_terminal_and_the_cluster_do_not_end_workers():
+    """The parent's SIGTERM does, and its death, also where the worker hangs."""
+    context = multiprocessing.get_context('fork')
+
+    def work(ready):
+        begin_work(0, board=make_board(1))
+        ready.set()
+        time.sleep(1000)
+
+    def start(ready):
+        worker = context.Process(target=work, args=(ready,), daemon=True)
+        worker.start()
+        assert ready.wait(30)
+        return worker
+
+    worker = start(context.Event())
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+        subprocess.run(['kill', f'-{number}', str(worker.pid)], check=True)  # another process's, as a terminal's
+    time.sleep(0.5)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
+
+    def parent(pid, ready):
+        pid.value = start(ready).pid
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    pid = context.Value('i', 0)
+    process = context.Process(target=parent, args=(pid, context.Event()))
+    process.start()
+    process.join(30)
+    end = time.monotonic() + 10
+    while Path(f'/proc/{pid.value}').exists() and 'Z' not in Path(f'/proc/{pid.value}/stat').read_text().split()[2]:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+class Letters(Dataset):
+    """Sample i is the process that loads it; it says so."""
+
+    def row_of(self, index):
+        return index
+
+    def where(self, index):
+        return f'letters.txt:{index + 1}'
+
+    def __getitem__(self, key):
+        note_loading(self, key)
+        return torch.tensor(os.getpid())
+
+
+class Key:
+    def __init__(self, sample):
+        self.sample = sample
+
+
+class InOrder:
+    epoch = 0
+
+    def __iter__(self):
+        return iter([[Key(i)] for i in range(100)])
+
+
+def loader(**options):
+    return StepDataLoader(Letters(), seed=0, batch_sampler=InOrder(), **{'num_workers': 2, **options})
+
+
+def test_a_death_is_told_to_who_waits_for_a_batch_and_to_nobody_else():
+    batches = iter(loader())
+    worker = int(next(batches))
+    os.kill(worker, signal.SIGKILL)
+    for _ in range(100):  # torch's own handler would raise in here
+        time.sleep(0.01)
+    with pytest.raises(RuntimeError, match=f'pid {worker}. is killed by signal'):
+        for _ in batches:
+            pass
+    batches.close(at_once=True)
+    assert multiprocessing.active_children() == []
+
+
+def test_workers_say_what_they_load():
+    batches = iter(loader(prefetch_factor=1))
+    pids = [int(next(batches)) for _ in range(4)]
+    time.sleep(0.5)
+    assert set(batches.loading()) == set(pids)
+    assert set(batches.loading().values()) == {'sample 4 (letters.txt:5)', 'sample 5 (letters.txt:6)'}
+
+
+def test_closing_ends_workers():
+    batches = iter(loader())
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    batches.close()
+    assert multiprocessing.active_children() == []
+    with pytest.raises(StopIteration):
+        next(batches)
+
+
+def test_workers_that_hang_are_not_waited_for(monkeypatch):
+    monkeypatch.setattr(Letters, '__getitem__', lambda *_: time.sleep(1000))
+    batches = iter(loader(timeout=0.5))
+    with pytest.raises(RuntimeError, match='timed out after 0.5 seconds'):
+        next(batches)
+    started = time.monotonic()
+    batches.close(at_once=True)
+    assert time.monotonic() - started < 4  # torch gives each five seconds before it asks
+    assert multiprocessing.active_children() == []
+
+
+def test_the_time_limit():
+    """Below what ranks wait for each other, so that the rank whose data does not come can say so."""
+    assert loader().timeout == DEFAULT_TIMEOUT < Bounds().step
+    assert loader(timeout=7).timeout == 7
+    assert loader(timeout=0).timeout == 0
+    assert loader(num_workers=0, timeout=7).timeout == 0
