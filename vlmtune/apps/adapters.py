@@ -64,9 +64,9 @@ def attach_adapter(model: PreTrainedModel, folder: Path) -> 'PeftModel':
     from peft import LoraConfig, PeftModel  # noqa: PLC0415
     from peft.utils import ModulesToSaveWrapper  # noqa: PLC0415
 
-    config = LoraConfig.from_pretrained(str(folder))
-    config.inference_mode = True
     try:
+        config = LoraConfig.from_pretrained(str(folder))
+        config.inference_mode = True
         _grow_embeddings(model, folder / ADAPTER_WEIGHTS)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', FutureWarning)  # PEFT asks transformers by names that are being replaced

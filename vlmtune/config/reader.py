@@ -12,6 +12,7 @@ from vlmtune.config.locate import make_importable
 from vlmtune.config.mistakes import raise_mistakes
 from vlmtune.config.names import RUNNER_NAMES, SETTINGS, unknown_name
 from vlmtune.config.overrides import OPTION, Plan, plan_overrides
+from vlmtune.config.redact import guard_secrets
 from vlmtune.config.source import Source
 from vlmtune.config.tree import DeepKey
 from vlmtune.config.values import value_mistakes
@@ -56,6 +57,7 @@ def load_config(
         mistakes += check(cfg)
     raise_mistakes(mistakes, where=source.shown)
     assert cfg is not None
+    guard_secrets(cfg)
     return cfg
 
 

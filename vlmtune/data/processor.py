@@ -54,6 +54,8 @@ class Processor:
         image_processor: settings of the image processor that differ from the checkpoint's, for example
             ``dict(max_pixels=1280 * 28 * 28)``; they reach training, checkpoint and export alike.
         special_tokens: tokens that the tokenizer shall know; the model's embeddings grow by those that are new.
+        trust_remote_code: run the Python files of the model, see docs/security.md.
+        revision: of a hub id; a commit where its code is run.
 
     Raises:
         ModelError: the model is not found or its family is not supported.
@@ -67,11 +69,14 @@ class Processor:
         prompt_template: str | None = None,
         image_processor: Mapping[str, Any] | None = None,
         special_tokens: Sequence[str] = (),
+        trust_remote_code: bool = False,
+        revision: str | None = None,
     ) -> None:
-        self.source = pretrained_model_name_or_path
-        self.config = load_pretrained(AutoConfig, self.source)
+        self.source, self.revision = pretrained_model_name_or_path, revision
+        self._load = partial(load_pretrained, trust_remote_code=trust_remote_code, revision=revision)
+        self.config = self._load(AutoConfig, self.source)
         self.family: Family = find_family(self.config.model_type)
-        self.tokenizer = load_pretrained(AutoTokenizer, self.source)
+        self.tokenizer = self._load(AutoTokenizer, self.source)
         self.special_tokens = tuple(token for token in special_tokens if token not in self.tokenizer.get_vocab())
         self.tokenizer.add_special_tokens(
             {'additional_special_tokens': list(special_tokens)}, replace_extra_special_tokens=False
@@ -82,7 +87,7 @@ class Processor:
             self.tokenizer.chat_template = find_template(prompt_template)
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.joint_settings = read_source_json(self.source, JOINT_FILE) or {}
+        self.joint_settings = read_source_json(self.source, JOINT_FILE, revision=revision) or {}
         self.image_processor = self._load_image_processor(dict(image_processor or {}))
         self._count_tokens: Any = import_name(self.family.placeholder) if self.family.placeholder else None
         self._make_pixels = find_pixel_function(self.family, self.image_processor)
@@ -100,7 +105,7 @@ class Processor:
             return None
         # Where the image processor has two versions, Pillow's: torchvision's pixels are others.
         backend = {'backend': 'pil'} if self.family.pixels else {}
-        load = partial(load_pretrained, AutoImageProcessor, self.source, **backend)
+        load = partial(self._load, AutoImageProcessor, self.source, **backend)
         loaded = load()
         known = {*loaded.valid_kwargs.__annotations__, *loaded.to_dict()}
         if unknown := sorted(set(settings) - known):

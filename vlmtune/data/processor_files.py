@@ -15,10 +15,14 @@ _IMAGE_FILE = 'preprocessor_config.json'
 _COPIED_FILES = ('video_preprocessor_config.json',)
 
 
-def read_source_json(source: str, name: str) -> dict[str, Any] | None:
+def read_source_json(source: str, name: str, *, revision: str | None = None) -> dict[str, Any] | None:
     """A json file of a model, from its folder or the hub cache; None where it has none."""
     found = cached_file(
-        source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        source,
+        name,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
     )
     return None if found is None else json.loads(Path(found).read_text('utf-8'))
 
@@ -36,8 +40,8 @@ def save_processor_files(processor: 'Processor', directory: Path) -> None:
     processor.tokenizer.save_pretrained(directory)
     if processor.image_processor is None:
         return
-    joint = read_source_json(processor.source, JOINT_FILE)
-    source_image = read_source_json(processor.source, _IMAGE_FILE) or {}
+    joint = read_source_json(processor.source, JOINT_FILE, revision=processor.revision)
+    source_image = read_source_json(processor.source, _IMAGE_FILE, revision=processor.revision) or {}
     image = json.loads(processor.image_processor.to_json_string())
     processor_class = source_image.get('processor_class') or (joint or {}).get('processor_class')
     if processor_class:
@@ -49,5 +53,5 @@ def save_processor_files(processor: 'Processor', directory: Path) -> None:
         joint.pop('chat_template', None)
         _write(directory, JOINT_FILE, joint)
     for name in _COPIED_FILES:
-        if (content := read_source_json(processor.source, name)) is not None:
+        if (content := read_source_json(processor.source, name, revision=processor.revision)) is not None:
             _write(directory, name, content)

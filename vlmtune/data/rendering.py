@@ -12,12 +12,14 @@ from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from vlmtune.data.template_sandbox import BoundedEnvironment
 from vlmtune.structures import BoxPart, Conversation, ImagePart, Message, TextPart
 from vlmtune.utils.errors import DataError
 
 _MARK = re.compile('\ue000(\\d+)\ue001')
+# Of Python, from inside of a template; many a template takes contents as strings only and meets lists.
+_TEMPLATE_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError)
 _MOST_FRAMES = 4096  # remembered; real data sets have a few dozen
 
 
@@ -103,6 +105,11 @@ class ChatRenderer:
         self._generation_prompt: str | None = None
         self._named_tokens = dict(tokenizer.special_tokens_map)
         self._frames: dict[Any, _Frame] = {}
+        self._environment = BoundedEnvironment()
+        self._compiled: tuple[str, Any] = ('', None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, '_compiled': ('', None)}  # code is not pickled
 
     def render(self, conversation: Conversation, *, add_generation_prompt: bool = False) -> Rendered:
         """Render a whole conversation.
@@ -142,7 +149,10 @@ class ChatRenderer:
             )
         plain = _template_messages(messages, as_parts=self.as_parts, marks=marks)
         try:  # what the tokenizer's apply_chat_template does, without its copies of messages and tools
-            template = _compile_jinja_template(self.tokenizer.get_chat_template())
+            template = self._template()
+            self._environment.allow(
+                sum(len(part.text) for m in messages for part in m.parts if isinstance(part, TextPart))
+            )
             rendered = template.render(
                 messages=plain,
                 tools=None,
@@ -150,11 +160,17 @@ class ChatRenderer:
                 add_generation_prompt=add_generation_prompt,
                 **self._named_tokens,
             )
-        except (TemplateError, TypeError) as error:  # TypeError: a template that takes contents as strings only
+        except (TemplateError, *_TEMPLATE_ERRORS) as error:
             roles = ', '.join(message.role for message in messages)
             message = f'the chat template refuses the messages ({roles}): {error}'
             raise DataError(message, kind='unfit_sample') from error
         return str(rendered)
+
+    def _template(self) -> Any:
+        source = self.tokenizer.get_chat_template()
+        if self._compiled[0] != source or self._compiled[1] is None:
+            self._compiled = (source, self._environment.compile_bounded(source))
+        return self._compiled[1]
 
     def _frame(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> _Frame:
         """What the template writes around the texts of these messages."""

@@ -1,0 +1,280 @@
+"""Finds out what ``load_from`` names, opens it, and gives every weight in it the name that it has in the model here."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import AutoConfig
+
+from vlmtune.engine.checkpoint import ADAPTER_FILE, WEIGHTS_FILE
+from vlmtune.engine.foreign_names import Weight, Weights, adapter_name, place_of, unfused
+from vlmtune.engine.manifest import MANIFEST, verify
+from vlmtune.families import find_family
+from vlmtune.models import SupervisedFinetune
+from vlmtune.models.loading import AUTO_CLASSES
+from vlmtune.utils.errors import CheckpointError
+from vlmtune.utils.pretrained import load_pretrained
+from vlmtune.utils.safe_torch import check_legacy, find_legacy_file, legacy_weights
+
+Kind: TypeAlias = Literal['checkpoint', 'adapter', 'model', 'legacy']
+
+ADAPTER_WEIGHTS = 'adapter_model.safetensors'
+_MOST_BYTES = 1 << 24  # of a json file
+_PLAIN_NAME = re.compile(r'[\w.]+')
+_LEGACY = ('.pth', '.pt', '.bin', '.ckpt')
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is there to load.
+
+    Attributes:
+        path: what the user named.
+        weights: by their names in the model here.
+        lost: names in the file that have no place in the model.
+        is_ours: a checkpoint of vlmtune.
+        remark: what the log has to say about it.
+    """
+
+    path: Path
+    weights: Weights
+    lost: list[str] = field(default_factory=list)
+    is_ours: bool = False
+    remark: str = ''
+
+
+def kind_of(path: Path) -> Kind:
+    """What a path holds.
+
+    Raises:
+        CheckpointError: nothing is there, or nothing that is known.
+    """
+    if path.is_dir():
+        for file, kind in ((MANIFEST, 'checkpoint'), (ADAPTER_FILE, 'adapter'), ('config.json', 'model')):
+            if (path / file).is_file():
+                return kind  # type: ignore[return-value]
+        if find_legacy_file(path) is not None:
+            return 'legacy'
+    elif path.is_file() and path.suffix.lower() in _LEGACY:
+        return 'legacy'
+    what = 'holds nothing that can be loaded' if path.exists() else 'does not exist'
+    raise CheckpointError(
+        f'load_from: {path.absolute()} {what}; expected iter_N.pth of vlmtune, the folder of a PEFT adapter or of a '
+        'Hugging Face model, or a checkpoint of mmengine or XTuner (.pth, or a folder of DeepSpeed)'
+    )
+
+
+def check_source(path: Path) -> None:
+    """Look at what can be told without reading weights.
+
+    Raises:
+        CheckpointError: it is missing, broken, of an unknown kind, or could run code.
+    """
+    kind = kind_of(path)
+    if kind == 'checkpoint':
+        verify(path, hashes=False)
+    elif kind == 'adapter':
+        _adapter_settings(path)
+        _shapes(path / ADAPTER_WEIGHTS)
+    elif kind == 'model':
+        _read_json(path / 'config.json')
+        if not any(path.glob('*.safetensors')):
+            raise CheckpointError(
+                f'{path} has no *.safetensors; models in other formats are not read: convert it first'
+            )
+    elif (file := find_legacy_file(path)) is not None:
+        check_legacy(file)
+
+
+def open_source(path: Path, *, model: SupervisedFinetune) -> Source:
+    """The weights of a path under the names of the model; only what has to be is read.
+
+    Raises:
+        CheckpointError: it cannot be read, or was made with other LoRA settings.
+        ModelError: the Hugging Face model cannot be read.
+    """
+    check_source(path)
+    return _OPENERS[kind_of(path)](path, model)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise CheckpointError(f'{path} has more than {_MOST_BYTES} bytes')
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f'{path} cannot be read: {error.strerror}') from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f'{path} is no JSON: {str(error)[:160]}') from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f'{path} holds a {type(content).__name__}, expected an object')
+    return content
+
+
+# ---- safetensors
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        with safe_open(path, 'pt') as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f'{path} cannot be read as a safetensors file ({str(error)[:160]})') from error
+
+
+def _weights_in(path: Path) -> dict[str, Weight]:
+    def read(name: str) -> torch.Tensor:
+        with safe_open(path, 'pt') as file:
+            return file.get_tensor(name)
+
+    return {name: Weight(shape, partial(read, name), name) for name, shape in _shapes(path).items()}
+
+
+def _open_checkpoint(path: Path, model: SupervisedFinetune) -> Source:
+    manifest = verify(path)
+    if WEIGHTS_FILE not in manifest['files']:
+        raise CheckpointError(f'{path} has no {WEIGHTS_FILE}')
+    weights = _weights_in(path / WEIGHTS_FILE)
+    if ADAPTER_FILE in manifest['files']:
+        _check_lora(path, weights, _read_json(path / ADAPTER_FILE), model=model)
+    return _placed(path, weights, model=model, is_ours=True)
+
+
+def _placed(path: Path, weights: Weights, *, model: SupervisedFinetune, is_ours: bool = False) -> Source:
+    places = _places(model)
+    lost = sorted(name for name in weights if name not in places)
+    return Source(path, {places[n]: w for n, w in weights.items() if n in places}, lost, is_ours=is_ours)
+
+
+def _places(model: SupervisedFinetune) -> dict[str, str]:
+    """Every name by which a weight can be known -> its name here: tied weights have two, adapted layers are wrapped."""
+    first: dict[int, str] = {}
+    places: dict[str, str] = {}
+    for name, parameter in model.model.named_parameters(remove_duplicate=False):
+        places[name] = places[name.replace('.base_layer.', '.')] = first.setdefault(id(parameter), name)
+    return places
+
+
+# ---- PEFT
+
+
+def _adapter_settings(path: Path) -> dict[str, Any]:
+    settings = _read_json(path / ADAPTER_FILE)
+    if settings.get('peft_type') != 'LORA':
+        raise CheckpointError(f'{path} is an adapter of type {str(settings.get("peft_type"))[:40]}, expected LORA')
+    if not (path / ADAPTER_WEIGHTS).is_file():
+        raise CheckpointError(f'{path} has no {ADAPTER_WEIGHTS}; adapters in other formats are not read')
+    return settings
+
+
+def _open_adapter(path: Path, model: SupervisedFinetune) -> Source:
+    weights = {adapter_name(name): weight for name, weight in _weights_in(path / ADAPTER_WEIGHTS).items()}
+    _check_lora(path, weights, _adapter_settings(path), model=model)
+    return _placed(path, weights, model=model)
+
+
+def _check_lora(path: Path, weights: Weights, settings: Mapping[str, Any], *, model: SupervisedFinetune) -> None:
+    """Rank and alpha of every adapted layer are those of this run, and so is the kind of update."""
+    ours = model.lora_config
+    layers = {name.partition('.lora_A.')[0]: weight.shape[0] for name, weight in weights.items() if '.lora_A.' in name}
+    if not layers or ours is None:
+        return  # that there is no place for them is said elsewhere
+    for kind in ('use_dora', 'use_rslora'):
+        if bool(settings.get(kind)) != getattr(ours, kind):
+            raise CheckpointError(f'{path} has {kind}={bool(settings.get(kind))}, this run {getattr(ours, kind)}')
+    for layer, rank in layers.items():
+        here = _lora_here(model, layer)
+        if here is not None and (rank, alpha := _alpha(settings, layer, ours)) != here:
+            raise CheckpointError(
+                f'{path} has rank {rank} and alpha {alpha} at {layer}, this run rank {here[0]} and alpha {here[1]}; '
+                'set r and alpha of lora to those of the adapter'
+            )
+
+
+def _lora_here(model: SupervisedFinetune, layer: str) -> tuple[int, float] | None:
+    try:
+        module: Any = model.model.get_submodule(layer)
+        return module.r['default'], module.lora_alpha['default']
+    except (AttributeError, KeyError, TypeError):
+        return None
+
+
+def _alpha(settings: Mapping[str, Any], layer: str, ours: Any) -> Any:
+    """The alpha of a layer. Patterns are regular expressions of a stranger, so they are compared and never run."""
+    patterns = settings.get('alpha_pattern') or {}
+    if not isinstance(patterns, dict):
+        return str(patterns)[:80]
+    for pattern, alpha in patterns.items():
+        if pattern in (ours.alpha_pattern or {}):
+            if re.fullmatch(pattern, layer):  # it is one that we made
+                return alpha
+        elif layer == pattern or layer.endswith(f'.{pattern}'):
+            return alpha
+        elif not _PLAIN_NAME.fullmatch(pattern):
+            return f'given by {pattern[:60]!r}, which cannot be compared'
+    return settings.get('lora_alpha')
+
+
+# ---- Hugging Face models
+
+
+def _open_model(path: Path, model: SupervisedFinetune) -> Source:
+    config = load_pretrained(AutoConfig, str(path))
+    if config.model_type != model.model.config.model_type:
+        raise CheckpointError(
+            f'{path} is a model of type {config.model_type}, this run trains a {model.model.config.model_type}'
+        )
+    loaded, info = load_pretrained(
+        AUTO_CLASSES[find_family(config.model_type).auto_class],
+        str(path),
+        dtype=torch.float32 if model.dtype == torch.float32 else 'auto',
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    wrong = sorted({*info['missing_keys'], *info['unexpected_keys'], *(str(key) for key in info['mismatched_keys'])})
+    if wrong:
+        raise CheckpointError(
+            f'{path} does not fit its own config.json: {len(wrong)} tensors differ (first: {wrong[0]})'
+        )
+    found = {name: _weight_of(name, parameter) for name, parameter in loaded.named_parameters()}
+    return _placed(path, found, model=model)
+
+
+def _weight_of(name: str, tensor: torch.Tensor | nn.Parameter) -> Weight:
+    return Weight(tuple(tensor.shape), tensor.detach, name)
+
+
+# ---- mmengine, XTuner, DeepSpeed
+
+
+def _open_legacy(path: Path, model: SupervisedFinetune) -> Source:
+    file = find_legacy_file(path)
+    assert file is not None
+    found = {name: _weight_of(name, tensor) for name, tensor in legacy_weights(file).items()}
+    text_config, places = model.model.config.get_text_config(), _places(model)
+    weights: dict[str, Weight] = {}
+    lost = []
+    for name, weight in unfused(found, family=model.family, text_config=text_config):
+        place = place_of(name, family=model.family, places=places)
+        if place is None:
+            lost.append(weight.origin)
+        elif place not in weights:
+            weights[place] = weight
+    has_lora = any('.lora_' in name for name in weights)
+    remark = ' (it does not say the alpha of its LoRA layers: that of the config is used)' if has_lora else ''
+    return Source(path, weights, sorted(lost), remark=remark)
+
+
+_OPENERS: dict[Kind, Callable[[Path, SupervisedFinetune], Source]] = {
+    'checkpoint': _open_checkpoint,
+    'adapter': _open_adapter,
+    'model': _open_model,
+    'legacy': _open_legacy,
+}
