@@ -1,12 +1,13 @@
 """Fixtures for every room: tiny models and data sets, written once per session; one torch thread per worker."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from vlmtune.testing import TinyData, write_tiny_data, write_tiny_model
+from vlmtune.testing.warm_ranks import WarmRanks
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -44,3 +45,11 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyDat
         return written[key]
 
     return factory
+
+
+@pytest.fixture(scope='session')
+def warm_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmRanks]:
+    """A process that has imported everything and forks runs of one or several ranks."""
+    ranks = WarmRanks(tmp_path_factory.mktemp('ranks'))
+    yield ranks
+    ranks.close()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from vlmtune.apps.train import train
@@ -120,6 +121,17 @@ def run(write_recipe, tmp_path) -> Callable[..., Path]:
     return go
 
 
+@pytest.fixture(scope='session')
+def train_in_ranks(warm_ranks) -> Callable[..., None]:
+    """``train_in_ranks(2, 'recipe.py', work_dir='a', deepspeed='zero2')``: ``train`` in so many fresh processes."""
+
+    def go(world_size: int, config: Path, **arguments: Any) -> None:
+        ended = warm_ranks.run(world_size, config=config, **arguments)
+        assert ended.codes == [0] * world_size, '\n'.join([str(ended.codes), *(text[-3000:] for text in ended.said)])
+
+    return go
+
+
 _CLOCKS = ('time', 'per_second', 'tflops', 'memory')
 
 
@@ -133,13 +145,19 @@ def contents() -> Callable[[Path], dict[str, Any]]:
         assert 'train/loss' in messages
         return dict(
             weights={k: v.clone() for k, v in load_file(checkpoint / 'model.safetensors').items()},  # not mapped
-            optimizer=torch.load(checkpoint / 'optimizer.pt', weights_only=True),
+            optimizer={path.name: _optimizer(path) for path in sorted(checkpoint.glob('optimizer_*.safetensors'))},
             trainer=trainer,
             messages=messages,
-            rng=json.loads((checkpoint / 'rng_0.json').read_text()),
+            rng={path.name: json.loads(path.read_text()) for path in sorted(checkpoint.glob('rng_*.json'))},
         )
 
     return read
+
+
+def _optimizer(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework='pt') as file:
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # not a dict
+        return dict(tensors=tensors, numbers=json.loads(file.metadata()['optimizer']))
 
 
 @pytest.fixture(scope='session')

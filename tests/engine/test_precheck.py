@@ -31,8 +31,15 @@ def test_settings_are_checked_before_the_data(changes, message, run, tmp_path):
             {'vision_cache': '/no/cache', 'train_dataloader.dataset.type': 'vlmtune.data.StreamingDataset'},
             'the images of a StreamingDataset are not known beforehand',
         ),
+        (
+            {
+                'vision_cache': '/no/cache',
+                'train_dataloader.dataset.image_transform': dict(type='vlmtune.data.color_jitter', hue=0.1),
+            },
+            'cannot follow image_transform, which changes the images in every epoch; remove one of the two',
+        ),
     ],
-    ids=['word', 'trains', 'stream'],
+    ids=['word', 'trains', 'stream', 'augmented'],
 )
 def test_a_vision_cache_that_cannot_be_is_told_before_the_data(changes, message, run):
     with pytest.raises(ConfigError, match=message):
@@ -53,8 +60,8 @@ def test_a_work_dir_that_is_a_file(run, tmp_path):
         run('taken', max_steps=1, max_epochs=None)
 
 
-def test_a_resume_says_that_it_keeps_its_learning_rate(run, caplog):
+def test_a_resume_says_that_it_takes_another_learning_rate(run, caplog):
     run('done', max_steps=1, max_epochs=None)
     with caplog.at_level('INFO', 'vlmtune'):
         run('done', max_steps=2, max_epochs=None, lr=0.5, resume=True)
-    assert 'goes on with its own learning rates' in caplog.text
+    assert 'learning rates [0.5, 0.5, 0.5], not [0.01, 0.01, 0.01]' in caplog.text

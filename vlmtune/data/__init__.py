@@ -1,6 +1,7 @@
 """From rows in any format to batches of tensors. Knows no model class."""
 
 import vlmtune.utils.lean_imports  # noqa: F401  # before anything that imports transformers
+from vlmtune.data.augmentation import color_jitter, jpeg_compression
 from vlmtune.data.chat_template import chat_template_map_fn, plain_text_map_fn
 from vlmtune.data.collate import Collator
 from vlmtune.data.dataset import SupervisedDataset
@@ -33,6 +34,8 @@ __all__ = [
     'alpaca_map_fn',
     'build_train_loader',
     'chat_template_map_fn',
+    'color_jitter',
+    'jpeg_compression',
     'llava_map_fn',
     'load_rows',
     'minicpmv_map_fn',

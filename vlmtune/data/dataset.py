@@ -1,9 +1,11 @@
 """Rows -> samples, all of them before the first step and without decoding a pixel."""
 
+import fcntl
 import functools
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +16,7 @@ import pyarrow as pa
 import torch
 from torch.utils.data import Dataset
 
+from vlmtune.data.augmentation import TransformSetting, build_augmentation
 from vlmtune.data.cut_samples import CutSamples
 from vlmtune.data.downloads import image_root
 from vlmtune.data.feature_store import FeatureStore
@@ -23,6 +26,7 @@ from vlmtune.data.processor import Processor
 from vlmtune.data.sample_loading import blank_images, load_images, to_tensors
 from vlmtune.data.sample_table import BAD, OVERLONG, BadSample, SampleTable, problem_of
 from vlmtune.data.sources import where
+from vlmtune.data.workers import note_loading
 from vlmtune.registry import DATASETS, build_callable
 from vlmtune.structures import Conversation, Sample, SampleKey
 from vlmtune.utils.errors import ConfigError, DataError
@@ -55,7 +59,11 @@ class SupervisedDataset(Dataset):
         bad_sample_budget: with 'skip', the share of rows that may be bad.
         cache_dir: where the plan is kept for the next run and for other ranks; None plans every time.
         planning_workers: processes that plan; None takes one per core for many rows, 0 plans in this process.
-        bad_samples_file: a .jsonl file to write what could not be used to, one row a line. Set it on one rank only.
+        bad_samples_file: a .jsonl file to write what could not be used to, one row a line; ranks of one run may
+            name the same file.
+        image_transform: changes images while training, see ``data/augmentation.py``: called as
+            ``transform(image, rng)`` on every decoded image; ``dict(type=color_jitter, ...)``, or several in a list.
+        seed: of the run; what ``image_transform`` draws is a function of it, the epoch, the sample and the image.
 
     Attributes:
         rows, processor, max_length, overlong, on_bad_sample: as given.
@@ -64,8 +72,9 @@ class SupervisedDataset(Dataset):
         features: a frozen vision encoder's features of the images; where it is set, they take the place of pixels.
 
     Raises:
-        ConfigError: an unknown word for ``overlong`` or ``on_bad_sample``, or a mistake in the settings of the model.
-        DataError: a bad row, too many bad rows, or no usable row.
+        ConfigError: an unknown word for ``overlong`` or ``on_bad_sample``, or a mistake in the settings of the model or
+            of ``image_transform``.
+        DataError: a bad row, too many bad rows, no usable row, or an ``image_transform`` that changes sizes.
     """
 
     def __init__(
@@ -84,10 +93,13 @@ class SupervisedDataset(Dataset):
         cache_dir: str | None = None,
         planning_workers: int | None = None,
         bad_samples_file: str | None = None,
+        image_transform: TransformSetting | Sequence[TransformSetting] | None = None,
+        seed: int = 0,
     ) -> None:
         for name, word, valid in (('overlong', overlong, Overlong), ('on_bad_sample', on_bad_sample, OnBadSample)):
             if word not in get_args(valid):
                 raise ConfigError(f'{name}={word!r} is unknown; expected one of {", ".join(get_args(valid))}')
+        self.augmentation = build_augmentation(image_transform, seed=seed)
         self.rows: Rows = build_callable(rows)() if isinstance(rows, Mapping) else rows
         self.processor = processor
         self.image_folder = image_root(image_folder, url_hosts=url_hosts, cache_dir=cache_dir)
@@ -139,7 +151,7 @@ class SupervisedDataset(Dataset):
         problems = sorted([*self.bad_samples, *self.overlong_samples], key=lambda problem: problem.index)
         if self.bad_samples_file is not None:
             self.bad_samples_file.parent.mkdir(parents=True, exist_ok=True)
-            self.bad_samples_file.write_text(''.join(map(_as_line, problems)), 'utf-8')
+            _write_anew(self.bad_samples_file, ''.join(map(_as_line, problems)))
         for problem in problems:  # of a plan that was made with other settings of what is an error
             if self._is_error(BAD if problem.kind == 'bad' else OVERLONG):
                 raise _named(problem)
@@ -205,11 +217,13 @@ class SupervisedDataset(Dataset):
             as ``Processor.image_bytes`` gives them.
 
         Raises:
-            DataError: an image turned out to be broken when it was decoded, or was changed since it was planned.
+            DataError: an image turned out to be broken when it was decoded, was changed since it was planned, or has
+                another size after ``image_transform``.
         """
         key = key if isinstance(key, SampleKey) else SampleKey(0, key)
+        note_loading(self, key)
         sample, supervised = self.samples[key.sample], key.supervised
-        inputs, error = self._image_inputs(sample)
+        inputs, error = self._image_inputs(sample, key)
         if error is not None:
             row = self.row_of(key.sample)
             bad = BadSample(row, where(self.rows, row), str(error), 'undecodable', error.kind, _paths(sample))
@@ -221,26 +235,39 @@ class SupervisedDataset(Dataset):
             supervised = False
         return to_tensors(sample, inputs, processor=self.processor, supervised=supervised)
 
-    def _image_inputs(self, sample: Sample) -> tuple[dict[str, torch.Tensor], DataError | None]:
+    def _image_inputs(self, sample: Sample, key: SampleKey) -> tuple[dict[str, torch.Tensor], DataError | None]:
         """The tensors of a sample's images; where one cannot be decoded, those of blank images and the reason."""
         if self.features is not None and sample.images:
             features, reason = self.features.read(sample.images)
             return dict(image_features=features), None if reason is None else DataError(reason, kind='broken_image')
         try:
-            return self.processor.image_bytes(load_images(sample, root=self.image_folder)), None
+            images = load_images(sample, root=self.image_folder)
         except DataError as error:
             return self.processor.image_bytes(blank_images(sample)), error
+        if self.augmentation is not None:
+            images = self.augmentation(images, epoch=key.epoch, sample=key.sample)
+        return self.processor.image_bytes(images), None
 
 
 def note_bad_sample(bad: BadSample, *, file: Path | None) -> None:
-    """Add a sample to a file, once; several workers may do so at the same time."""
+    """Add a sample to a file, once; several workers and ranks may do so at the same time."""
     if file is None:
         return
     line = _as_line(bad).encode()
     handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     with os.fdopen(handle, 'rb+', buffering=0) as noted:
+        fcntl.flock(noted, fcntl.LOCK_EX)  # until it is closed
         if line not in (noted.readall() or b''):  # an earlier epoch met it
             noted.write(line)
+
+
+def _write_anew(file: Path, text: str) -> None:
+    """Replace a file at once: other ranks write the same text, and then add to it."""
+    handle, new = tempfile.mkstemp(dir=file.parent, prefix=file.name)
+    with os.fdopen(handle, 'w', encoding='utf-8') as out:
+        out.write(text)
+    os.chmod(new, 0o644)
+    os.replace(new, file)
 
 
 def _named(problem: BadSample) -> DataError:

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from vlmtune.config.targets import find_target
+from vlmtune.data.augmentation import TransformSetting
 from vlmtune.data.dataset import BadSample, SupervisedDataset
 from vlmtune.data.images import ImageRoot
 from vlmtune.data.processor import Processor
@@ -72,6 +73,7 @@ class MixedDataset(Dataset):
         samples_per_epoch: with weights; as many as the members have together where it is None.
         cache_dir, planning_workers, bad_samples_file: for members that do not say themselves, see SupervisedDataset;
             each member writes a file of its own, ``bad_samples_0.jsonl`` and so on.
+        image_transform, seed: likewise. A sample that an epoch holds several times looks the same each time.
 
     Raises:
         ConfigError: the numbers do not fit the members, or the members one another.
@@ -89,10 +91,15 @@ class MixedDataset(Dataset):
         cache_dir: str | None = None,
         planning_workers: int | None = None,
         bad_samples_file: str | None = None,
+        image_transform: TransformSetting | Sequence[TransformSetting] | None = None,
+        seed: int = 0,
     ) -> None:
         self._check(datasets, repeats=repeats, weights=weights, samples_per_epoch=samples_per_epoch)
         self.processor = processor
-        given = dict(cache_dir=cache_dir, planning_workers=planning_workers, bad_samples_file=bad_samples_file)
+        given = dict(
+            cache_dir=cache_dir, planning_workers=planning_workers, bad_samples_file=bad_samples_file,
+            image_transform=image_transform, seed=seed,
+        )  # fmt: skip
         self.members: list[SupervisedDataset] = [
             DATASETS.build(member, default_args=dict(processor=processor, **_options_of(number, given)))
             if isinstance(member, Mapping)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch.utils.data import Dataset
 
+from vlmtune.data.augmentation import TransformSetting, build_augmentation
 from vlmtune.data.cut_samples import pieces
 from vlmtune.data.dataset import BadSample, OnBadSample, note_bad_sample
 from vlmtune.data.downloads import image_root
@@ -20,6 +21,7 @@ from vlmtune.data.processor import Processor
 from vlmtune.data.row_streams import RowStream, StreamedRows, StreamRow, open_stream
 from vlmtune.data.sample_loading import blank_images, load_images, to_tensors
 from vlmtune.data.sample_table import BAD, OK, PlannedRow
+from vlmtune.data.workers import note_loading
 from vlmtune.registry import DATASETS, build_callable
 from vlmtune.structures import Conversation, Sample
 from vlmtune.utils.errors import ConfigError, DataError
@@ -40,6 +42,7 @@ class StreamKey(NamedTuple):
 
     sample: StreamSample
     supervised: bool = True
+    epoch: int = 0  # how often the source had been read through
 
 
 class _Samples:
@@ -61,11 +64,14 @@ class StreamingDataset(Dataset):
         on_bad_sample: 'error' stops at the first bad row, when it is reached; 'skip' leaves it out and logs it.
         bad_sample_budget: with 'skip', the share of the rows of a window that may be bad.
         shuffle_window: rows that are planned, packed and shuffled among themselves.
-        bad_samples_file: a .jsonl file to write what could not be used to, when it is reached. Set it on one rank only.
+        bad_samples_file: a .jsonl file to write what could not be used to, when it is reached;
+            ranks of one run may name the same file.
+        image_transform, seed: as of SupervisedDataset; an epoch is once through the source.
 
     Raises:
-        ConfigError: an unknown word for ``overlong`` or ``on_bad_sample``, or a window of no rows.
-        DataError: the image folder does not exist.
+        ConfigError: an unknown word for ``overlong`` or ``on_bad_sample``, a window of no rows, or a mistake in the
+            settings of ``image_transform``.
+        DataError: the image folder does not exist, or ``image_transform`` changes sizes.
     """
 
     samples = _Samples()
@@ -84,12 +90,15 @@ class StreamingDataset(Dataset):
         bad_sample_budget: float = 0.01,
         shuffle_window: int = 2048,
         bad_samples_file: str | None = None,
+        image_transform: TransformSetting | Sequence[TransformSetting] | None = None,
+        seed: int = 0,
     ) -> None:
         for name, word, valid in (('overlong', overlong, Overlong), ('on_bad_sample', on_bad_sample, OnBadSample)):
             if word not in get_args(valid):
                 raise ConfigError(f'{name}={word!r} is unknown; expected one of {", ".join(get_args(valid))}')
         if shuffle_window < 1:
             raise ConfigError(f'shuffle_window={shuffle_window}: expected a positive number of rows')
+        self.augmentation = build_augmentation(image_transform, seed=seed)
         self.stream = open_stream(rows)
         self.processor, self.max_length, self.overlong = processor, max_length, overlong
         self.image_folder = image_root(image_folder)
@@ -101,8 +110,12 @@ class StreamingDataset(Dataset):
             self.bad_samples_file.write_bytes(b'')
         self._map_row, self._map_template = build_callable(dataset_map_fn), build_callable(template_map_fn)
 
-    def plan(self, rows: Sequence[StreamRow]) -> list[StreamKey]:
+    def plan(self, rows: Sequence[StreamRow], *, epoch: int = 0) -> list[StreamKey]:
         """The usable samples of a window of rows; no pixel is decoded.
+
+        Args:
+            rows: of the window.
+            epoch: how often the source was read through before.
 
         Raises:
             DataError: a bad row, or too many of them; with overlong='error' one that is too long.
@@ -121,7 +134,7 @@ class StreamingDataset(Dataset):
             planned = planner.plan(number)
             if planned.kind == OK and planned.sample is not None:
                 keys += [
-                    StreamKey(StreamSample(sample, row.where, row.after[-1] - 1))
+                    StreamKey(StreamSample(sample, row.where, row.after[-1] - 1), epoch=epoch)
                     for sample in pieces(planned.sample, self.max_length)
                 ]
             elif planned.kind == BAD:
@@ -163,8 +176,10 @@ class StreamingDataset(Dataset):
         """Tensors of one sample, see ``to_tensors``.
 
         Raises:
-            DataError: an image turned out to be broken when it was decoded, or was changed since it was planned.
+            DataError: an image turned out to be broken when it was decoded, was changed since it was planned, or has
+                another size after ``image_transform``.
         """
+        note_loading(self, key)
         sample, supervised = key.sample.planned, key.supervised
         try:
             images = load_images(sample, root=self.image_folder)
@@ -176,5 +191,8 @@ class StreamingDataset(Dataset):
             note_bad_sample(BadSample(*place, str(error), 'undecodable', error.kind, paths), file=self.bad_samples_file)
             logger.warning('%s: %s; its images are blank and nothing of it is learned', key.sample.where, error)
             images, supervised = blank_images(sample), False
+        else:
+            if self.augmentation is not None:
+                images = self.augmentation(images, epoch=key.epoch, sample=key.sample.row)
         inputs = self.processor.image_bytes(images)
         return to_tensors(sample, inputs, processor=self.processor, supervised=supervised)

@@ -6,11 +6,14 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.config.lazy import LazyObject
+from mmengine.dist import get_dist_info
 from mmengine.hooks import Hook
 
 from vlmtune.config.targets import find_target
 from vlmtune.data import StreamingDataset
 from vlmtune.engine import checkpoint
+from vlmtune.engine.deepspeed_config import check_deepspeed
+from vlmtune.engine.sharded_loading import check_sharding
 from vlmtune.models.loading import read_family
 from vlmtune.models.tuning import plan_parts
 from vlmtune.models.vision_features import check_cacheable
@@ -29,6 +32,8 @@ def check_settings(cfg: Config) -> None:
     model = model.build() if isinstance(model, LazyObject) else model
     if hasattr(model, 'check'):
         model.check(**settings)
+    check_deepspeed(cfg, ranks=get_dist_info()[1])
+    check_sharding(cfg)
     if cfg.get('vision_cache') is not None:
         _check_vision_cache(cfg, settings)
     if cfg.get('visualizer') is not None and not isinstance(cfg.visualizer, Mapping):
@@ -43,6 +48,12 @@ def _check_vision_cache(cfg: Config, model: Mapping[str, Any]) -> None:
         raise ConfigError(
             'vision_cache: the images of a StreamingDataset are not known beforehand; '
             'use a SupervisedDataset, or remove vision_cache'
+        )
+    dataset = cfg.train_dataloader.dataset
+    if any(part.get('image_transform') is not None for part in (dataset, *dataset.get('datasets', ()))):
+        raise ConfigError(
+            'vision_cache: features that were computed once cannot follow image_transform, which changes the images '
+            'in every epoch; remove one of the two'
         )
     family = read_family(model['pretrained_model_name_or_path'])
     check_cacheable(family, plans=plan_parts(model['tune'], family=family, lora=model.get('lora')))
@@ -62,7 +73,7 @@ def check_work_dir(work_dir: str, *, resume: str | bool) -> None:
     path = Path(work_dir)
     if path.exists() and not path.is_dir():
         raise ConfigError(f'work dir {path.absolute()} is a file')
-    found = None if resume else checkpoint.find_latest(path).path
+    found = None if resume else checkpoint.find_latest(path, hashes=False).path
     if found is not None:
         raise ConfigError(
             f'{work_dir} holds {found.name} of an earlier run; '
