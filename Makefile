@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 CODE := vlmtune tests tools configs setup.py $(wildcard benchmarks quickstart)
 TESTS := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 -rs
 
-.PHONY: install format checks test test-slow quickstart bench clean
+.PHONY: install format checks test test-slow chaos quickstart bench clean
 
 install: $(INSTALLED)
 
@@ -29,10 +29,14 @@ checks: install
 	$(BIN)/python -m pytest -q tests/test_floors.py
 
 test: install
-	$(TESTS) -m 'not slow and not gpu'
+	$(TESTS) -m 'not slow and not chaos and not gpu'
 
 test-slow: install
 	$(TESTS) -m 'slow and not gpu'
+
+# Hundreds of killed runs; it prints how many were killed where.
+chaos: install
+	$(TESTS) -n 0 -m chaos tests/chaos
 
 quickstart: install
 	$(BIN)/python quickstart/run.py
