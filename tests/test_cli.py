@@ -381,3 +381,23 @@ def test_a_closed_pipe_is_no_failure(recipe):
     command = f'{sys.executable} -m vlmtune print-cfg {recipe} | true'
     run = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert run.stderr == ''
+
+
+@pytest.mark.parametrize(
+    ('message', 'kind'),
+    [
+        (
+            '`torch.distributed.reduce_scatter_tensor` is deprecated. Please use '
+            '`torch.distributed.reduce_scatter_single` instead.',
+            FutureWarning,
+        ),
+        ('Detected call of `scheduler.step()` before `optimizer.step()`. In PyTorch 1.1.0 and later', UserWarning),
+    ],
+)
+def test_what_deepspeed_makes_others_warn_of_is_not_shown(message, kind, capsys):
+    """At every step and on every rank of ZeRO-3, the first one."""
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter('always')
+        assert main(['list-cfg']) == 0
+        warnings.warn(message, kind, stacklevel=1)
+        assert shown == []

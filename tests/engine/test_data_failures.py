@@ -189,7 +189,7 @@ def test_all_ranks_end_soon_with_one_message(case, kind, message, two_ranks):
 
 
 def test_only_the_first_rank_has_to_say_it(two_ranks):
-    assert all(rank[2] for case in ('vanished', 'hung_worker') for rank in two_ranks(case)[0])
+    assert all(rank[2] for case in ('vanished', 'hung_worker', 'nan') for rank in two_ranks(case)[0])
 
 
 def test_a_bad_step_of_one_rank_is_skipped_by_all(two_ranks):

@@ -57,7 +57,7 @@ def loaded(tmp_path_factory):
     """What two ranks found, each."""
     folder = tmp_path_factory.mktemp('loading')
     # Where glibc shares its heap between long and short lived tensors, what is free cannot be given back.
-    environment = {**os.environ, 'MALLOC_MMAP_THRESHOLD_': '65536', 'OMP_NUM_THREADS': '1'}
+    environment = {**os.environ, 'LOCAL_RANK': '0', 'MALLOC_MMAP_THRESHOLD_': '65536', 'OMP_NUM_THREADS': '1'}
     script = Path(__file__).with_name('sharded_ranks.py')
     done = subprocess.run(
         [sys.executable, script, folder], env=environment, capture_output=True, text=True, timeout=300

@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from mmengine.config import Config
 
-from vlmtune.engine import Runner, signals
+from vlmtune.engine import Runner, ranks, signals
 from vlmtune.engine.signals import SIGNALS, Stopped, StopSignals, check_requeue_exit_code, leave_at_once
 from vlmtune.utils.errors import ConfigError
 
@@ -48,6 +49,25 @@ def test_a_signal_is_noted_and_ends_the_run_when_it_is_saved(number, flags, code
         assert stopped.value.exit_code == code
     err = capfd.readouterr().err
     assert err.count(f'{word}: will save and leave after this step; a second one leaves at once') == 1
+
+
+def test_ranks_whose_launcher_was_killed_save_and_leave(monkeypatch, capfd):
+    channel = SimpleNamespace(parent=os.getppid())
+    monkeypatch.setattr(ranks._Joined, 'channel', channel)
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'none')
+    with StopSignals() as stop:
+        assert stop.flags() == [0, 0, 0]
+        channel.parent += 1
+        assert stop.flags() == stop.flags() == [1, 0, 0]
+    assert capfd.readouterr().err.count('the launcher has died') == 1
+
+
+def test_a_parent_that_is_no_launcher_may_end(monkeypatch):
+    """srun's steps, and what nohup has started."""
+    monkeypatch.setattr(ranks._Joined, 'channel', SimpleNamespace(parent=-1))
+    monkeypatch.delenv('TORCHELASTIC_RUN_ID', raising=False)
+    with StopSignals() as stop:
+        assert stop.flags() == [0, 0, 0]
 
 
 def test_without_a_requeue_code_sigusr1_is_as_sigterm():

@@ -20,7 +20,7 @@ from vlmtune.utils.errors import UserError
 
 __all__ = [
     'DEFAULT_BOUNDS', 'Bounds', 'RankFailed', 'RankMissing', 'explain', 'gather', 'join', 'leave', 'linger', 'note',
-    'several', 'store_is_torchruns', 'tell', 'together', 'total',
+    'orphaned', 'several', 'store_is_torchruns', 'tell', 'together', 'total',
 ]  # fmt: skip
 
 
@@ -41,6 +41,13 @@ def leave() -> None:
 def several() -> bool:
     """Whether there are other ranks."""
     return _Joined.channel is not None
+
+
+def orphaned() -> bool:
+    """Whether torchrun, which had started this rank, has died: nobody else can end it any more."""
+    if _Joined.channel is None or 'TORCHELASTIC_RUN_ID' not in os.environ:
+        return False
+    return os.getppid() != _Joined.channel.parent
 
 
 def note(what: str) -> None:

@@ -93,7 +93,7 @@ class Channel:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.step = dist.new_group(backend='gloo', timeout=timedelta(seconds=bounds.step))
         self.other = dist.new_group(backend='gloo', timeout=timedelta(seconds=bounds.other))
-        self.entered, self.cut_off = 0, False
+        self.entered, self.cut_off, self.parent = 0, False, os.getppid()
         self.note('starting')
 
     def note(self, what: str) -> None:

@@ -65,7 +65,14 @@ class StopSignals:
         self._stack.close()
 
     def flags(self) -> list[float]:
-        """One number for each of ``SIGNALS``: 1 if it has come to this process. Add them up over the ranks."""
+        """One number for each of ``SIGNALS``: 1 if it has come to this process. Add them up over the ranks.
+
+        A launcher that was killed could not hand SIGTERM on: its ranks would train on beside a run that resumes theirs.
+        """
+        if not self._noted and ranks.orphaned():
+            if get_rank() == 0:
+                _write('the launcher has died; its ranks end as if it had sent SIGTERM')
+            self._note(signal.SIGTERM)
         return [float(number in self._noted) for number in SIGNALS]
 
     def asked(self, sums: Sequence[float]) -> signal.Signals | None:
