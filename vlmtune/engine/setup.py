@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
+from transformers.utils.logging import disable_progress_bar
 
 from vlmtune.engine import ranks
 from vlmtune.engine.ranks import DEFAULT_BOUNDS, Bounds
@@ -52,6 +53,7 @@ def init_distributed(launcher: Launcher, *, alone: bool = False, bounds: Bounds 
         raise ConfigError(f'--launcher {launcher}: {", ".join(missing)} not set; start with torchrun, or use --nproc N')
     if os.environ['RANK'] != '0':
         logging.getLogger('vlmtune').setLevel(logging.WARNING)  # the first rank speaks for all
+        disable_progress_bar()
     _choose_device(int(os.environ['LOCAL_RANK']))
     limit = timedelta(seconds=bounds.step)
     rank, world_size = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
