@@ -1,6 +1,7 @@
 """The command line. Heavy imports stand inside the verbs, so that ``--help`` and ``list-cfg`` answer at once."""
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -13,6 +14,7 @@ from vlmtune import __version__, cli_verbs
 from vlmtune.utils.errors import Stopped, UserError
 
 _HANDLER = 'vlmtune terminal'
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of a disk
 _NOT_SHOWN = (
     'Image size .* exceeds limit',  # Pillow's; data/images.py has a limit of its own
     '`torch.distributed.* is deprecated',  # DeepSpeed calls those at every step, on every rank
@@ -55,6 +57,10 @@ def _run(arguments: argparse.Namespace) -> int:
         if _rank() == 0 or arguments.debug or not error.told_by_first_rank:
             _complain(str(error), debug=arguments.debug)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            place = f' ({error.filename})' if error.filename else ''
+            _complain(f'{error.strerror}{place}; make room, or write elsewhere', debug=arguments.debug)
+            return 1
         hint = '' if arguments.debug else ' (run again with --debug for the traceback)'
         _complain(f'{type(error).__name__}: {error}{hint}', debug=arguments.debug)
     return 1

@@ -28,9 +28,9 @@ def run_train(arguments: argparse.Namespace) -> int:
             requeue_exit_code=cfg.get('requeue_exit_code'),
             debug=arguments.debug,
         )
-        if code:
+        if code > 1:  # 1: a process has failed and told why
             raise Stopped(f'to go on: {resume_command(arguments)}', exit_code=code)
-        return 0
+        return code
     from vlmtune.apps.train import train
 
     try:

@@ -32,7 +32,7 @@ def draw(number: int, *, whole, points, seed: int) -> list[Kill]:
         rank = rng.randrange(world_size)
         reached = points(whole(world_size), rank)
         kinds = SAVING if rng.random() < 2 / 3 else TRAINING
-        kind = rng.choice(kinds)
+        kind = rng.choice([kind for kind in kinds if kind in reached])  # rank 1 renames nothing
         at = rng.choice([at for at, found in enumerate(reached) if found == kind])
         fault = rng.choice(['kill', 'kill_halfway']) if reached[at] == 'write' else 'kill'
         kills.append(Kill(world_size, rank, at, reached[at], fault))

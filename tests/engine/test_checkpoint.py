@@ -180,7 +180,8 @@ def test_room_is_looked_for_first(tmp_path, monkeypatch):
     checkpoint.check_space(tmp_path, 1000)
     monkeypatch.setattr(checkpoint, 'free_bytes', lambda path: 2 << 30)
     with pytest.raises(
-        CheckpointError, match=r'has room for 2.0 GiB, a checkpoint takes about 3.5 GiB; make room, choose another'
+        CheckpointError,
+        match=r'has room for 2.0 GiB, a checkpoint takes about 3.5 GiB, spare room included; make room, choose another',
     ):
         checkpoint.check_space(tmp_path / 'not_yet', int(3.5 * 2**30))
     with pytest.raises(CheckpointError, match='room'):

@@ -54,7 +54,7 @@ def stopped(command, tmp_path):
     """The work dir of a run of two ranks that SIGTERM has stopped after its step 5 or so."""
     code, lines = start(command('run', '--nproc', '2'), at=r'step +5/', do=lambda p: p.send_signal(signal.SIGTERM))
     assert code == 143, ''.join(lines)
-    assert sum('stopped by SIGTERM' in line for line in lines) == 1
+    assert [sum(text in line for line in lines) for text in ('stopped by SIGTERM', 'Loading weights: 100%')] == [1, 1]
     assert re.fullmatch(r'to go on: vlmtune train \S+ --nproc 2 --work-dir \S+ --resume --cfg-options .*\n', lines[-1])
     return tmp_path / 'run'
 
@@ -78,6 +78,15 @@ def test_a_killed_rank_is_started_again_and_ends_with_the_undisturbed_weights(st
     mine, undisturbed = weights(tmp_path / 'run'), weights(tmp_path / 'whole')
     assert mine.keys() == undisturbed.keys()
     assert all(torch.equal(mine[name], undisturbed[name]) for name in mine)
+
+
+@pytest.mark.slow
+def test_ranks_of_a_killed_launcher_save_and_end(command, tmp_path):
+    """Both hold the pipe: it closes when the last has ended."""
+    code, lines = start(command('run', '--nproc', '2'), at=r'step +5/', do=lambda p: p.kill())
+    assert code == -signal.SIGKILL
+    assert sum('stopped by SIGTERM' in line for line in lines) == 1, ''.join(lines)
+    assert not (tmp_path / 'run' / 'iter_24.pth').exists()
 
 
 @pytest.mark.slow

@@ -1,5 +1,8 @@
 """Mistakes that need no data and no weights are told before either is read, and an earlier run is left alone."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from vlmtune.utils.errors import ConfigError, UserError
@@ -58,6 +61,15 @@ def test_a_work_dir_that_is_a_file(run, tmp_path):
     (tmp_path / 'taken').write_text('x')
     with pytest.raises(ConfigError, match='is a file'):
         run('taken', max_steps=1, max_epochs=None)
+
+
+def test_a_work_dir_that_cannot_be_written_is_told_before_the_data(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, 'access', lambda path, mode: Path(path) != tmp_path)  # root may write everywhere
+    with pytest.raises(ConfigError, match=r'closed/run: .* may not be written to; choose another --work-dir'):
+        run('closed/run', data_path='/no/data.json')
+    (tmp_path / 'taken').write_text('x')
+    with pytest.raises(ConfigError, match=r'taken/run: .*taken is no folder; choose another --work-dir'):
+        run('taken/run', data_path='/no/data.json')
 
 
 def test_a_resume_says_that_it_takes_another_learning_rate(run, caplog):

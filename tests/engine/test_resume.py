@@ -93,6 +93,12 @@ def test_a_broken_path_is_found_before_anything_is_loaded(how, run):
             run('next', pretrained_model_name_or_path='/nowhere', **how_to)
 
 
+def test_the_folder_of_checkpoints_is_not_one(run):
+    work_dir = run('done', max_steps=1, max_epochs=None)
+    with pytest.raises(CheckpointError, match=r'done is a work dir, expected a checkpoint: resume from .*iter_1\.pth$'):
+        run('next', resume=str(work_dir), data_path='/no/data.json')
+
+
 # ---- runs that do not fit the checkpoint
 
 
@@ -127,7 +133,7 @@ def test_weights_alone_cannot_be_resumed_but_started_from(run, caplog):
     assert list(done.glob('optimizer*')) == []
     assert 'save_optimizer=False: checkpoints hold weights only' in caplog.text
     with pytest.raises(CheckpointError, match=r'holds weights only .*; use load_from to start from them'):
-        run('next', resume=str(done), max_steps=2, max_epochs=None)
+        run('next', resume=str(done), data_path='/no/data.json')  # before any data is read
     again = run('again', load_from=str(done), max_steps=1, max_epochs=None, lr=0.0) / 'iter_1.pth'
     before, after = (load_file(path / 'model.safetensors') for path in (done, again))
     assert all(torch.equal(before[name], after[name]) for name in before)

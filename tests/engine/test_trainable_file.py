@@ -41,7 +41,7 @@ def test_more_names_than_train_here(path):
 
 
 def test_other_shapes(path):
-    with pytest.raises(CheckpointError, match=r'wide is \(2, 40\) in the checkpoint, \(17,\) here'):
+    with pytest.raises(CheckpointError, match=r'wide is \(2, 40\) in the checkpoint, \(17,\) here; use the config'):
         TrainableFile(path, layout={**LAYOUT, 'wide': LAYOUT['flat']})
 
 

@@ -99,6 +99,18 @@ def test_values_that_no_run_writes(name, resume, harmless):
         resume(CHANGES[name], sign='leads out' not in name)
 
 
+@pytest.mark.parametrize('value', [-5, 10**30, '1', 1.0])
+def test_another_iteration_than_that_of_the_manifest(value, resume, refused):
+    with refused(r'trainer\.json was changed: iteration .*, the manifest says 1$', error=CheckpointError):
+        resume(put('trainer.json', ['iteration'], value))
+
+
+@pytest.mark.parametrize('value', [0, -1, '1', None])
+def test_packs_per_step_that_no_run_has(value, resume, refused):
+    with refused(r'trainer\.json was changed: packs_per_step', error=CheckpointError):
+        resume(put('trainer.json', ['packs_per_step'], value))
+
+
 def test_a_link_in_the_place_of_a_file(resume, refused, tmp_path):
     (tmp_path / 'elsewhere').write_text('{}')
 

@@ -30,7 +30,7 @@ def running(batch):
     return {**batch, 'position_ids': positions}
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
 @pytest.mark.parametrize('name', NAMES)
 def test_isolated_families_pass(name, dtype, case):
     family = case(name, amplify=1.0)

@@ -21,7 +21,7 @@ _PATIENCE = 7800  # seconds from a signal to the end: a step and a save within t
 
 
 class ProcessFailed(UserError):
-    """One of the processes failed; what it had to say stands above."""
+    """One of the processes ended without a word."""
 
 
 def launch(
@@ -46,10 +46,11 @@ def launch(
         debug: let torchrun say what it does.
 
     Returns:
-        0, or the exit code of a run that a signal ended: 143, 130 for Ctrl-C, ``requeue_exit_code``.
+        0, 1 for a failure of which the processes have told, or the exit code of a run that a signal ended: 143, 130 for
+        Ctrl-C, ``requeue_exit_code``.
 
     Raises:
-        ProcessFailed: says which process, and how it ended.
+        ProcessFailed: a process ended without a word; says which, and how.
         UserError: there are fewer GPUs than processes.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else nproc
@@ -63,13 +64,13 @@ def launch(
         _silence('torch.distributed.elastic', 'torch.distributed.run')
     options = ['--standalone', '--nproc-per-node', str(nproc), '--max-restarts', str(max_restarts)]
     options += ['--signals-to-handle', _SIGNALS, '--shutdown-timeout', str(_PATIENCE)]
-    codes = {130, 143, 143 if requeue_exit_code is None else requeue_exit_code}
+    codes = {1, 130, 143, 143 if requeue_exit_code is None else requeue_exit_code}
     others = set(psutil.Process().children())
     try:
         torchrun.run(torchrun.parse_args([*options, '-m', 'vlmtune', *arguments]))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        if failure.exitcode in codes:  # the signal went to the processes themselves
+        if failure.exitcode in codes:  # it has said why: a failure, or a signal that went to the processes themselves
             return failure.exitcode
         raise ProcessFailed(f'process {rank} of {nproc} {_ending(failure.exitcode)}') from error
     except SignalException as error:
@@ -91,7 +92,7 @@ def _end(processes: set[psutil.Process]) -> None:
 
 def _ending(exitcode: int) -> str:
     if exitcode >= 0:
-        return f'failed with exit code {exitcode}; its message stands above'
+        return f'failed with exit code {exitcode}'
     name = signal.Signals(-exitcode).name
     return f'was ended by {name}' + (', as the system does when memory is short' if name == 'SIGKILL' else '')
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 from mmengine.config import Config
+from mmengine.dist import get_rank
 
 from vlmtune.apps.dry_run import dry_run as dry_run_of
 from vlmtune.apps.parts_table import parts_table
@@ -17,11 +18,13 @@ from vlmtune.config import config_mistakes, load_config
 from vlmtune.engine import Runner, checkpoint, ranks
 from vlmtune.engine.deepspeed_config import find_config
 from vlmtune.engine.load_from import check_loadable
-from vlmtune.engine.manifest import read_manifest, verify
+from vlmtune.engine.manifest import read_manifest
 from vlmtune.engine.precheck import check_settings, check_work_dir
 from vlmtune.engine.ranks import DEFAULT_BOUNDS
+from vlmtune.engine.resuming import check_resumable
 from vlmtune.engine.setup import Launcher, bounds_of, init_distributed, leave_distributed, restarts
 from vlmtune.engine.signals import check_requeue_exit_code, leave_at_once
+from vlmtune.engine.work_dir_lock import only_run_in
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +61,7 @@ def prepare_config(
     if not (launcher == 'pytorch' and restarts()):
         check_work_dir(cfg.work_dir, resume=cfg.get('resume', False))
     if isinstance(cfg.get('resume'), str):
-        verify(Path(cfg.resume), hashes=False)  # the bytes are read when it is loaded, and by one rank
+        check_resumable(Path(cfg.resume))  # the bytes are read when it is loaded, and by one rank
         cfg.load_from = None
     if cfg.get('load_from'):
         check_loadable(cfg.load_from)
@@ -166,7 +169,8 @@ def _run(cfg: Config, *, dry_run: bool) -> None:
     if dry_run:
         dry_run_of(cfg)
         return
-    runner = Runner.from_cfg(cfg)
-    logger.info('parts\n%s', parts_table(runner.model.report(), lr=cfg.optim_wrapper.optimizer.lr))
-    runner.train()
-    logger.info('done: %s', runner.work_dir)
+    with only_run_in(Path(cfg.work_dir), rank=get_rank()):
+        runner = Runner.from_cfg(cfg)
+        logger.info('parts\n%s', parts_table(runner.model.report(), lr=cfg.optim_wrapper.optimizer.lr))
+        runner.train()
+        logger.info('done: %s', runner.work_dir)

@@ -55,8 +55,8 @@ def check_space(work_dir: Path, needed_bytes: int) -> None:
     free = free_bytes(work_dir) + sum(_bytes_under(path) for path in work_dir.glob(_HALF_WRITTEN))
     if free < needed_bytes + _SPARE:
         raise CheckpointError(
-            f'{work_dir} has room for {_in_words(free)}, a checkpoint takes about {_in_words(needed_bytes)}; '
-            'make room, choose another --work-dir, or keep fewer checkpoints (max_keep_ckpts)'
+            f'{work_dir} has room for {_in_words(free)}, a checkpoint takes about {_in_words(needed_bytes + _SPARE)}, '
+            'spare room included; make room, choose another --work-dir, or keep fewer checkpoints (max_keep_ckpts)'
         )
 
 

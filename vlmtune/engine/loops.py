@@ -82,6 +82,7 @@ class TrainLoop(BaseLoop):
     max_iters = property(lambda self: self._max_iters)
     step_counts = StepCounts()  # of the last step, for hooks
     step_times = StepTimes()  # likewise; saving and sample answers not included
+    skipped_step = False  # whether the last step was left out because something in it was not finite
 
     def run(self) -> torch.nn.Module:
         """Train to the end.
@@ -215,13 +216,15 @@ class TrainLoop(BaseLoop):
         strategy, rank = self.runner.strategy, self.runner.rank
         dataset = self.dataloader.dataset
         step = dict(iteration=self._iter + 1, epoch=self.epoch, rank=rank)
-        if not math.isfinite(loss):
+        self.skipped_step = not math.isfinite(loss)
+        if self.skipped_step:
             strategy.drop_gradients()
             self._guard.meet(non_finite_losses(losses, packs=packs, dataset=dataset, rank=rank), **step)
             return {}
         norm = strategy.optimizer_step()
         if math.isfinite(norm):
             return dict(loss=loss, grad_norm=norm)
-        if not strategy.lowered_loss_scale:  # float16 finds its scale that way
+        self.skipped_step = not strategy.lowered_loss_scale  # float16 finds its scale that way
+        if self.skipped_step:
             self._guard.meet(non_finite_norm(norm, packs=packs, dataset=dataset, rank=rank), **step)
         return dict(loss=loss)

@@ -1,5 +1,6 @@
 """What can be told to be wrong before data and weights are read."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,16 @@ def check_work_dir(work_dir: str, *, resume: str | bool) -> None:
     """A new run must not mix with, and later remove, the checkpoints of an earlier one.
 
     Raises:
-        ConfigError: the work dir is a file, or holds checkpoints and nothing says to go on from one.
+        ConfigError: the work dir is a file, cannot be written to, or holds checkpoints and nothing says to go on
+            from one.
     """
     path = Path(work_dir)
     if path.exists() and not path.is_dir():
         raise ConfigError(f'work dir {path.absolute()} is a file')
+    above = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        why = 'may not be written to' if above.is_dir() else 'is no folder'
+        raise ConfigError(f'work dir {path.absolute()}: {above} {why}; choose another --work-dir')
     found = None if resume else checkpoint.find_latest(path, hashes=False).path
     if found is not None:
         raise ConfigError(

@@ -77,13 +77,9 @@ def resume_from(runner: Any, path: Path) -> None:
         CheckpointError: it holds weights only, or does not fit this run.
     """
     manifest = read_manifest(path)
-    if not manifest['resumable']:
-        raise CheckpointError(
-            f'{path} holds weights only (save_optimizer=False), so that nothing can be resumed from it; '
-            'use load_from to start from them'
-        )
+    _refuse_weights_only(path, manifest)
     _refuse_additions(path, manifest)
-    trainer = _read_trainer(path)
+    trainer = _read_trainer(path, manifest)
     loop, strategy = runner.train_loop, runner.strategy
     reset = bool(runner.cfg.get('reset_optimizer', False))
     with _as_checkpoint_error(path / TRAINER_FILE):
@@ -91,7 +87,7 @@ def resume_from(runner: Any, path: Path) -> None:
     strategy.load_trainable(path / WEIGHTS_FILE)
     fresh = [dict(group, params=None) for group in runner.optim_wrapper.param_groups]
     if reset:
-        logger.warning('reset_optimizer: the optimizer starts without the moments of %s', path)
+        _warn(runner, 'reset_optimizer: the optimizer starts without the moments of %s', path)
     else:
         strategy.load_optimizer(path)
     with _as_checkpoint_error(path / TRAINER_FILE):
@@ -103,6 +99,32 @@ def resume_from(runner: Any, path: Path) -> None:
     if manifest['world_size'] != runner.world_size:
         logger.info('saved by %d processes, this run has %d', manifest['world_size'], runner.world_size)
     logger.info('resumed from %s at iteration %d of %d', path, loop.iter, loop.max_iters)
+
+
+def check_resumable(path: Path) -> None:
+    """Tell what is wrong with the checkpoint that ``--resume`` names, without reading more than its manifest.
+
+    Raises:
+        CheckpointError: it is broken, foreign, holds weights only, or is the folder of checkpoints.
+    """
+    inside = checkpoint.find_latest(path, hashes=False).path
+    if inside is not None:
+        raise CheckpointError(f'{path} is a work dir, expected a checkpoint: resume from {inside}')
+    _refuse_weights_only(path, verify(path, hashes=False))
+
+
+def _refuse_weights_only(path: Path, manifest: Mapping[str, Any]) -> None:
+    if not manifest['resumable']:
+        raise CheckpointError(
+            f'{path} holds weights only (save_optimizer=False), so that nothing can be resumed from it; '
+            'use load_from to start from them'
+        )
+
+
+def _warn(runner: Any, message: str, *values: object) -> None:
+    """What holds for all ranks is said by one."""
+    if runner.rank == 0:
+        logger.warning(message, *values)
 
 
 def _refuse_additions(path: Path, manifest: Mapping[str, Any]) -> None:
@@ -129,12 +151,20 @@ def _read_state(path: Path, name: str) -> Any:
         raise CheckpointError(f'{path / name} cannot be read ({error})') from error
 
 
-def _read_trainer(path: Path) -> TrainerState:
+def _read_trainer(path: Path, manifest: Mapping[str, Any]) -> TrainerState:
     found = _read_state(path, TRAINER_FILE)
     kinds = TrainerState.__annotations__
     if not isinstance(found, dict) or not kinds.keys() <= found.keys():
         raise CheckpointError(f'{path / TRAINER_FILE} was changed: it lacks what vlmtune writes into it')
-    return TrainerState(**{name: found[name] for name in kinds})
+    trainer = TrainerState(**{name: found[name] for name in kinds})
+    if type(trainer.iteration) is not int or trainer.iteration != manifest['iteration']:
+        raise CheckpointError(
+            f'{path / TRAINER_FILE} was changed: iteration {str(trainer.iteration)[:20]}, '
+            f'the manifest says {manifest["iteration"]}'
+        )
+    if type(trainer.packs_per_step) is not int or trainer.packs_per_step < 1:
+        raise CheckpointError(f'{path / TRAINER_FILE} was changed: packs_per_step {str(trainer.packs_per_step)[:20]}')
+    return trainer
 
 
 # ---- where the run goes on
@@ -145,7 +175,8 @@ def _go_on_at(runner: Any, trainer: TrainerState) -> int:
     if not _recount(runner, trainer):
         return int(trainer.iteration)
     steps = sum(runner.train_loop.sampler.steps_so_far())
-    logger.warning(
+    _warn(
+        runner,
         'a step of this run takes %d packs, one of the checkpoint %d: its %d steps count as %d',
         runner.train_loop.sampler.packs_per_step, trainer.packs_per_step, trainer.iteration, steps,
     )  # fmt: skip
@@ -175,7 +206,7 @@ def _set_schedules(runner: Any, trainer: TrainerState, *, fresh: Sequence[Mappin
         load_schedules(schedulers, trainer.schedulers)
         return
     if changed:
-        logger.warning('the schedules are those of this config, at this step: %s', '; '.join(changed))
+        _warn(runner, 'the schedules are those of this config, at this step: %s', '; '.join(changed))
     for group, configured in zip(groups, fresh, strict=True):
         for name in {'lr', *(scheduler.param_name for scheduler in schedulers)}:
             group.update({key: configured[key] for key in (name, f'initial_{name}') if key in configured})
@@ -188,7 +219,8 @@ def _name_what_stays(runner: Any, groups: Sequence[Mapping[str, Any]]) -> None:
         found = [group[name] for group in groups if name in group and not str(group.get('name')).endswith('no_decay')]
         value = tuple(value) if isinstance(value, list) else value
         if name not in ('type', 'lr', 'params') and any(other != value for other in found):
-            logger.warning(
+            _warn(
+                runner,
                 'the checkpoint goes on with its own %s=%s, not %s; --reset-optimizer takes this',
                 name, found[0], value,
             )  # fmt: skip

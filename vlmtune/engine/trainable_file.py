@@ -52,7 +52,9 @@ class TrainableFile:
         for name, entry in layout.items():
             shape = tuple(self._file.get_slice(name).get_shape())
             if shape != entry.shape:
-                raise CheckpointError(f'{name} is {shape} in the checkpoint, {entry.shape} here')
+                raise CheckpointError(
+                    f'{name} is {shape} in the checkpoint, {entry.shape} here; use the config that made it'
+                )
 
     def whole(self, name: str) -> Tensor:
         """A weight in its shape, in the dtype of the file."""

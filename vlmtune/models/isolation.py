@@ -15,7 +15,7 @@ from vlmtune.utils.errors import TrainingError
 
 Batch = Mapping[str, Tensor]
 
-_NEAR = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # packed and alone, of the mean activation
+_NEAR = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}  # packed and alone, of the mean activation
 _ADVICE = 'report it with the versions of transformers and torch, and set pack_to_max_length=False meanwhile'
 
 

@@ -56,7 +56,7 @@ class SupervisedFinetune(nn.Module):
         tune: part -> 'frozen', 'lora', 'full', or a dict with the part's own settings.
         lora: settings that all parts in mode lora share (r, alpha, dropout, use_dora, use_rslora, target_modules).
         quantization: None, 'nf4' or 'int8' for the frozen linear layers of the language model.
-        dtype: 'bfloat16' or 'float32'.
+        dtype: 'bfloat16', 'float16' or 'float32'.
         gradient_checkpointing: recompute activations in the backward pass; a part's own setting comes first.
         attn_implementation: 'sdpa' (packed rows sample by sample), 'varlen' (torch's, GPU only), or transformers' own
             'eager', 'flash_attention_2', 'flash_attention_3', 'flex_attention'.

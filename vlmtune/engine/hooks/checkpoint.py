@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 class CheckpointHook(Hook):
     """Saves every ``interval`` optimizer steps and at the end.
 
+    Behind a skipped step (``max_skipped_steps``) it waits for one that goes well: the weights may be what is wrong.
+
     Args:
         interval: optimizer steps between checkpoints; -1 saves at the end only.
         max_keep_ckpts: newest checkpoints to keep; -1 keeps all. Old ones go after the new one is safe.
@@ -26,6 +28,7 @@ class CheckpointHook(Hook):
 
     def __init__(self, interval: int = 500, *, max_keep_ckpts: int = -1, save_optimizer: bool = True) -> None:
         self.interval, self.max_keep_ckpts, self.save_optimizer = interval, max_keep_ckpts, save_optimizer
+        self._due = False
 
     def before_train(self, runner: Any) -> None:
         """Say what cannot be done with the checkpoints, and stop where there is no room for one.
@@ -40,7 +43,11 @@ class CheckpointHook(Hook):
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Save when it is time."""
         done = runner.iter + 1
-        if (self.interval > 0 and done % self.interval == 0) or done == runner.max_iters:
+        self._due = self._due or (self.interval > 0 and done % self.interval == 0)
+        if self._due and runner.train_loop.skipped_step and done < runner.max_iters:
+            logger.warning('iteration %d was skipped: saving waits for a step that goes well', done)
+        elif self._due or done == runner.max_iters:
+            self._due = False
             self.save(runner)
 
     def save(self, runner: Any) -> Path:
