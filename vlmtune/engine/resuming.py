@@ -67,6 +67,8 @@ def _find(resume: bool | str, work_dir: Path, *, rank: int) -> Path | None:
             path = found.path
             for reason in found.skipped:
                 logger.warning('passed over a broken checkpoint: %s', reason)
+            if path is not None:
+                checkpoint.point_to(path)  # a kill right behind a save leaves an older name there
     return ranks.gather(path, what='telling which checkpoint it is')[0]
 
 

@@ -48,6 +48,16 @@ def test_work_dir_full_of_another_programs_checkpoints(run, tmp_path):
     assert (work_dir / 'iter_1.pth').read_bytes() == b'pickle'
 
 
+def test_a_resume_finishes_what_a_kill_behind_a_save_left(run):
+    """The new checkpoint has its name, the pointer and the old ones are as before."""
+    settings = dict(max_steps=4, max_epochs=None, save_steps=1)
+    work_dir = run('done', **settings)
+    (work_dir / 'last_checkpoint').write_text('iter_3.pth\n')
+    run('done', resume=True, **settings, save_total_limit=2)
+    assert saved(work_dir) == [3, 4]
+    assert (work_dir / 'last_checkpoint').read_text() == 'iter_4.pth\n'
+
+
 def test_weights_alone_say_so_every_time(run, caplog):
     with caplog.at_level('INFO', 'vlmtune'):
         work_dir = run('done', max_steps=2, max_epochs=None, save_steps=1, save_optimizer=False)

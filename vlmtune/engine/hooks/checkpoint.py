@@ -31,13 +31,15 @@ class CheckpointHook(Hook):
         self._due = False
 
     def before_train(self, runner: Any) -> None:
-        """Say what cannot be done with the checkpoints, and stop where there is no room for one.
+        """Say what checkpoints cannot do, finish what a kill left, and stop where there is no room for one.
 
         Raises:
             CheckpointError: the disk of the work dir is too full.
         """
         if not self.save_optimizer:
             logger.warning('save_optimizer=False: checkpoints hold weights only, this run cannot be resumed')
+        if runner._resume is True and runner.rank == 0:  # a kill right behind a save leaves what it would have removed
+            checkpoint.purge(Path(runner.work_dir), keep=self.max_keep_ckpts)
         runner.saver.check_space(Path(runner.work_dir), save_optimizer=self.save_optimizer)
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
