@@ -57,7 +57,6 @@ def survive(go, check_end):
         faults = dict(journal=str(folder), on_rank=kill.rank, at=kill.at, fault=kill.fault)
         killed = go(kill.world_size, work_dir, faults=faults, ranks=ranks)
         assert killed.codes[kill.rank] == -9, killed
-        assert 0 not in killed.codes, killed
         resumed = go(kill.world_size, work_dir, resume=True, ranks=ranks)
         assert resumed.codes == [0] * kill.world_size, (killed.said, resumed.said)
         check_end(work_dir, kill.world_size)
