@@ -8,13 +8,13 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 Block: TypeAlias = bytes | memoryview
 
-_PIECE = 1 << 24  # bytes of one write: hashing the last one overlaps with writing the next
+_PIECE = 1 << 24  # bytes of one write; the whole block is hashed meanwhile
 
 
 class Written(NamedTuple):
@@ -39,16 +39,14 @@ def write_file(path: Path, blocks: Iterable[Block]) -> Written:
     try:
         with ThreadPoolExecutor(1) as pool:
             size, digest = 0, hashlib.sha256()
-            hashed: Future[None] | None = None
             for block in blocks:
                 if not (view := memoryview(block)).nbytes:
                     continue  # one of no bytes may have a shape that cannot be cast
                 view = view.cast('B')
+                hashed = pool.submit(digest.update, view)
                 for start in range(0, len(view), _PIECE):
-                    piece = view[start : start + _PIECE]
-                    hashed = pool.submit(digest.update, piece)
-                    _write_all(descriptor, piece)
-                    hashed.result()
+                    _write_all(descriptor, view[start : start + _PIECE])
+                hashed.result()
                 size += len(view)
         os.fsync(descriptor)
     finally:
