@@ -21,8 +21,9 @@ with only_run_in(Path(sys.argv[1]), rank=0):
 
 def test_a_second_run_is_refused_until_the_first_is_dead(run, tmp_path):
     """A process forked by the first, as data workers are, does not keep it."""
+    forking = HOLD.replace('print(', 'import os; os.fork() or time.sleep(60); print(')
     first = subprocess.Popen(
-        [sys.executable, '-c', HOLD.replace("print(", "import os; os.fork() or time.sleep(60); print("), str(tmp_path / 'run')],
+        [sys.executable, '-c', forking, str(tmp_path / 'run')],
         stdout=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     assert first.stdout is not None
