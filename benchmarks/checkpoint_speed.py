@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,15 +131,18 @@ def main() -> None:
         '--folder', type=Path, help='on the disk to be measured; the default is that of temporary files'
     )
     options = parser.parse_args()
-    print(f'# Checkpoints\n\nmachine: {describe_machine()}; torch {torch.__version__}\n')
-    print('| what | MB | save, s | load, s | speed of save, limit is 1 | speed of load |\n|---|---|---|---|---|---|')
+    result = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)  # libraries write to stdout, too, and that is the committed result
+    show = partial(print, file=result, flush=True)
+    show(f'# Checkpoints\n\nmachine: {describe_machine()}; torch {torch.__version__}\n')
+    show('| what | MB | save, s | load, s | speed of save, limit is 1 | speed of load |\n|---|---|---|---|---|---|')
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         workload = Path(scratch, 'workload')
         write_model(workload / 'model', hidden=options.hidden, layers=options.layers)
         write_rows(workload, ROWS)
         for mode in ('full', 'lora'):
-            print(measure(workload, Path(scratch), mode, options.rounds), flush=True)
-    print(NOTES)
+            show(measure(workload, Path(scratch), mode, options.rounds))
+    show(NOTES)
 
 
 if __name__ == '__main__':

@@ -5,7 +5,6 @@ of the run, and what is learned as spans, so that a sample takes about the room 
 """
 
 import os
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -181,24 +180,29 @@ class SampleTable(Sequence[Sample]):
     """The samples of a table: its usable rows.
 
     Args:
-        path: of the file.
+        source: the file, or what it holds.
         images_of: row -> its images; asked for rows that hold the bytes of an image.
-        temporary: remove the file when this object is gone.
+        temporary: remove the file as soon as it is mapped, so that nothing is left of it however the process ends.
+            Pickled, such a table takes its content along.
+
+    Attributes:
+        content: the bytes of the table, mapped.
 
     Raises:
         OSError, pyarrow.ArrowInvalid: the file is missing or broken.
     """
 
     def __init__(
-        self, path: Path, *, images_of: Callable[[int], tuple[ImageRef, ...]], temporary: bool = False
+        self, source: Path | bytes, *, images_of: Callable[[int], tuple[ImageRef, ...]], temporary: bool = False
     ) -> None:
-        self.path = path
+        self.content = pa.memory_map(str(source)).read_buffer() if isinstance(source, Path) else pa.py_buffer(source)
         self.images_of = images_of
-        if temporary:
-            weakref.finalize(self, _remove, path, os.getpid())
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        self._path = source if isinstance(source, Path) and not temporary else None
+        if temporary and isinstance(source, Path):
+            source.unlink()
+        reader = pa.ipc.open_file(self.content)
         if not reader.schema.equals(SCHEMA):
-            raise pa.ArrowInvalid(f'{path} has other columns')
+            raise pa.ArrowInvalid('the table has other columns')
         self._image_token = int(reader.schema.metadata[b'image_token'])
         self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
@@ -207,7 +211,8 @@ class SampleTable(Sequence[Sample]):
         self.rows = np.flatnonzero(self._kinds == OK)  # int64[N], of every sample
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.path, self.images_of)
+        source = self.content.to_pybytes() if self._path is None else self._path
+        return _reopen, (source, self.images_of)
 
     def _column(self, name: str) -> np.ndarray:
         parts = [numbers_of(batch.column(name)) for batch in self._batches]
@@ -290,10 +295,5 @@ def problem_of(batch: pa.RecordBatch, at: int) -> BadSample:
     return BadSample(record['row'], record['where'], record['reason'], kind, record['error'], paths)
 
 
-def _reopen(path: Path, images_of: Callable[[int], tuple[ImageRef, ...]]) -> SampleTable:
-    return SampleTable(path, images_of=images_of)
-
-
-def _remove(path: Path, owner: int) -> None:
-    if os.getpid() == owner:  # not when a worker ends
-        path.unlink(missing_ok=True)
+def _reopen(source: Path | bytes, images_of: Callable[[int], tuple[ImageRef, ...]]) -> SampleTable:
+    return SampleTable(source, images_of=images_of)
