@@ -1,6 +1,7 @@
 """Whole runs in this process: a recipe over a tiny model and a tiny data set, through ``vlmtune.apps.train``."""
 
 import json
+import os
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from vlmtune.apps.train import train
+from vlmtune.engine.manifest import MANIFEST
 
 RECIPE = """# vlmtune train recipe
 from mmengine.config import read_base
@@ -185,3 +187,27 @@ def _differences(a: Any, b: Any, path: str) -> list[str]:
 def differences() -> Callable[[Any, Any], list[str]]:
     """Where two nested structures of tensors and numbers are not equal to the bit."""
     return lambda a, b: _differences(a, b, '')
+
+
+def _change_a_byte(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[:50] + b'X' + data[51:])
+
+
+_DAMAGES: dict[str, Callable[[Path], object]] = {
+    'missing': lambda checkpoint: (checkpoint / 'trainer.json').unlink(),
+    'changed': lambda checkpoint: _change_a_byte(checkpoint / 'model.safetensors'),
+    'truncated': lambda checkpoint: os.truncate(checkpoint / 'model.safetensors', 5),
+    'no manifest': lambda checkpoint: (checkpoint / MANIFEST).unlink(),
+    'half manifest': lambda checkpoint: os.truncate(checkpoint / MANIFEST, 30),
+}
+
+
+@pytest.fixture(scope='session')
+def damage() -> Callable[[Path, str], None]:
+    """``damage(checkpoint, 'truncated')``: one file of it is no longer what was written."""
+
+    def do(checkpoint: Path, kind: str) -> None:
+        _DAMAGES[kind](checkpoint)
+
+    return do

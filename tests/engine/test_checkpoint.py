@@ -222,23 +222,6 @@ def test_a_file_that_is_shorter_than_what_was_written(tmp_path):
 # ---- the newest one that holds
 
 
-def damage_missing(target):
-    (target / 'trainer.json').unlink()
-
-
-def damage_changed(target):
-    data = (target / 'model.safetensors').read_bytes()
-    (target / 'model.safetensors').write_bytes(data[:50] + b'X' + data[51:])
-
-
-def damage_truncated(target):
-    os.truncate(target / 'model.safetensors', 5)
-
-
-def damage_no_manifest(target):
-    (target / checkpoint.MANIFEST).unlink()
-
-
 def test_the_newest_is_the_one_saved_last_not_the_highest_number(write, tmp_path):
     """A new run in an old work dir counts from 1 again."""
     write(900, at=1.0)
@@ -246,10 +229,10 @@ def test_the_newest_is_the_one_saved_last_not_the_highest_number(write, tmp_path
     assert checkpoint.find_latest(tmp_path) == checkpoint.Found(newest, ())
 
 
-def test_broken_ones_are_passed_over_and_it_says_why(write, tmp_path):
+def test_broken_ones_are_passed_over_and_it_says_why(write, damage, tmp_path):
     good = write(1, at=1.0)
-    damage_changed(write(2, at=2.0))
-    damage_no_manifest(write(3))
+    damage(write(2, at=2.0), 'changed')
+    damage(write(3), 'no manifest')
     (tmp_path / 'iter_4.pth').write_bytes(b'pickle')
     write(5, at=0.5)
     found = checkpoint.find_latest(tmp_path)
@@ -267,8 +250,8 @@ def test_the_newest_is_the_one_saved_last_though_the_clock_was_put_back(write, t
     assert checkpoint.find_latest(tmp_path).path == newest
 
 
-def test_sizes_are_looked_at_quickly(write, tmp_path):
-    damage_changed(write(1))
+def test_sizes_are_looked_at_quickly(write, damage, tmp_path):
+    damage(write(1), 'changed')
     assert checkpoint.find_latest(tmp_path).path is None
     assert checkpoint.find_latest(tmp_path, hashes=False).path == tmp_path / 'iter_1.pth'
 
@@ -307,11 +290,11 @@ def test_the_newest_stay(keep, left, write, tmp_path):
     assert names(removed) == [f'iter_{i}.pth' for i in (1, 2, 3, 4) if i not in left]
 
 
-def test_broken_ones_do_not_count_as_kept(write, tmp_path):
+def test_broken_ones_do_not_count_as_kept(write, damage, tmp_path):
     """One good checkpoint always stays."""
     write(1, at=1.0)
-    damage_truncated(write(2, at=2.0))
-    damage_missing(write(3, at=3.0))
+    damage(write(2, at=2.0), 'truncated')
+    damage(write(3, at=3.0), 'missing')
     checkpoint.purge(tmp_path, keep=1)
     assert names(tmp_path.iterdir()) == ['iter_1.pth']
 

@@ -34,45 +34,34 @@ def test_what_was_written_holds(target):
     assert manifest['version'] == 2
 
 
-def damage_missing(target):
-    (target / 'trainer.json').unlink()
-
-
-def damage_changed(target):
-    data = (target / 'model.safetensors').read_bytes()
-    (target / 'model.safetensors').write_bytes(data[:50] + b'X' + data[51:])
-
-
-def damage_truncated(target):
-    os.truncate(target / 'model.safetensors', 5)
-
-
-def damage_no_manifest(target):
-    (target / MANIFEST).unlink()
-
-
-def damage_half_manifest(target):
-    os.truncate(target / MANIFEST, 30)
+@pytest.mark.parametrize(
+    ('kind', 'message'),
+    [
+        ('missing', 'iter_1.pth: trainer.json is missing'),
+        ('changed', r'model.safetensors was changed or damaged \(sha256 differs\)'),
+        ('truncated', 'model.safetensors has 5 bytes, expected 700'),
+        ('no manifest', 'has no manifest.json: it was not finished, or vlmtune did not write it'),
+        ('half manifest', r'manifest.json is not valid json'),
+    ],
+)
+def test_damage_is_named(kind, message, target, damage):
+    damage(target, kind)
+    with pytest.raises(CheckpointError, match=message):
+        verify(target)
 
 
 @pytest.mark.parametrize(
-    ('damage', 'message'),
+    ('changes', 'message'),
     [
-        (damage_missing, 'iter_1.pth: trainer.json is missing'),
-        (damage_changed, r'model.safetensors was changed or damaged \(sha256 differs\)'),
-        (damage_truncated, 'model.safetensors has 5 bytes, expected 700'),
-        (damage_no_manifest, 'has no manifest.json: it was not finished, or vlmtune did not write it'),
-        (damage_half_manifest, r'manifest.json is not valid json'),
-        (lambda target: edit(target, format='other'), 'does not describe a vlmtune checkpoint'),
-        (lambda target: (target / MANIFEST).write_text('[]'), 'does not describe a vlmtune checkpoint'),
-        (lambda target: edit(target, version=1), 'has format version 1, this vlmtune reads 2'),
-        (lambda target: edit(target, files=...), 'was changed: it lacks what vlmtune writes into it'),
-        (lambda target: edit(target, files={'a': 1}), 'was changed: it lacks what vlmtune writes into it'),
-        (lambda target: edit(target, world_size=...), 'was changed: it lacks what vlmtune writes into it'),
+        (dict(format='other'), 'does not describe a vlmtune checkpoint'),
+        (dict(version=1), 'has format version 1, this vlmtune reads 2'),
+        (dict(files=...), 'was changed: it lacks what vlmtune writes into it'),
+        (dict(files={'a': 1}), 'was changed: it lacks what vlmtune writes into it'),
+        (dict(world_size=...), 'was changed: it lacks what vlmtune writes into it'),
     ],
 )
-def test_damage_is_named(damage, message, target):
-    damage(target)
+def test_a_manifest_that_was_changed_is_named(changes, message, target):
+    edit(target, **changes)
     with pytest.raises(CheckpointError, match=message):
         verify(target)
 
@@ -85,8 +74,8 @@ def test_what_is_not_there_or_is_a_file(tmp_path):
         verify(tmp_path / 'iter_1.pth')
 
 
-def test_sizes_alone_do_not_see_a_changed_byte(target):
-    damage_changed(target)
+def test_sizes_alone_do_not_see_a_changed_byte(target, damage):
+    damage(target, 'changed')
     verify(target, hashes=False)
 
 
@@ -154,6 +143,7 @@ def test_what_is_no_file_is_not_opened(name, kind, target, tmp_path):
         (b'\xff\xfe\x00', 'not valid json'),
         (b'', 'not valid json'),
         (b'null', 'does not describe a vlmtune checkpoint'),
+        (b'[]', 'does not describe a vlmtune checkpoint'),
         (b' ' * (1 << 24) + b'{}', 'has 16777218 bytes, expected 16777216 at most'),
     ],
 )

@@ -86,9 +86,8 @@ class NonFiniteGuard:
                 self._write(of_all, iteration=iteration, epoch=epoch)
         what = _in_words(of_all, iteration=iteration)
         if self.skipped >= self.max_skipped:
-            error = TrainingError(f'{what}; no weight was changed by this step{self._what_to_do()}')
-            error.told_by_first_rank = ranks.several()
-            raise error
+            message = f'{what}; no weight was changed by this step{self._what_to_do()}'
+            ranks.fail_everywhere(TrainingError(message))
         self.hub.update_scalar(SKIPPED, self.skipped + 1)
         logger.warning('%s; skipped, %d of at most %d such steps', what, self.skipped, self.max_skipped)
 

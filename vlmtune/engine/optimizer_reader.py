@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
@@ -54,7 +53,7 @@ class _Found(NamedTuple):
         return self.fragment.start + self.fragment.numel
 
 
-class SavedState:
+class SavedState(ExitStack):
     """What all ranks of a run wrote of their optimizers; values are read when they are asked for.
 
     Attributes:
@@ -69,8 +68,8 @@ class SavedState:
     """
 
     def __init__(self, directory: Path) -> None:
+        super().__init__()
         self._directory = directory
-        self._stack = ExitStack()
         self._found: dict[str, list[_Found]] = {}
         self._files: dict[str, Any] = {}  # by tensor name
         paths = sorted(directory.glob('optimizer_*.safetensors'))
@@ -81,17 +80,9 @@ class SavedState:
         for stretches in self._found.values():
             stretches.sort(key=lambda found: found.fragment.start)
 
-    def __enter__(self) -> 'SavedState':
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
-
     def _open(self, path: Path) -> dict[str, Any]:
         try:
-            file = self._stack.enter_context(safe_open(path, framework='pt'))
+            file = self.enter_context(safe_open(path, framework='pt'))
             content = json.loads((file.metadata() or {})['optimizer'])
             units = [_unit(entry) for entry in content['units']]
             self._files.update(dict.fromkeys(file.keys(), file))

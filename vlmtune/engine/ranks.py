@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -19,8 +19,8 @@ from vlmtune.engine.side_channel import DEFAULT_BOUNDS, Bounds, Channel, Failure
 from vlmtune.utils.errors import UserError
 
 __all__ = [
-    'DEFAULT_BOUNDS', 'Bounds', 'RankFailed', 'RankMissing', 'explain', 'gather', 'join', 'leave', 'linger', 'note',
-    'orphaned', 'several', 'store_is_torchruns', 'tell', 'together', 'total',
+    'DEFAULT_BOUNDS', 'Bounds', 'RankFailed', 'RankMissing', 'explain', 'fail_everywhere', 'gather', 'join', 'leave',
+    'linger', 'note', 'orphaned', 'several', 'store_is_torchruns', 'tell', 'together', 'total',
 ]  # fmt: skip
 
 
@@ -110,6 +110,16 @@ def together(what: str) -> Iterator[None]:
     if isinstance(raised, UserError):  # of the first rank everybody sees the message
         raised.told_by_first_rank = several() and (failure is None or _in_words(failure) == told)
     raise raised
+
+
+def fail_everywhere(error: UserError) -> NoReturn:
+    """End all ranks with one message; every rank calls it with the same.
+
+    Raises:
+        UserError: always, the given one.
+    """
+    error.told_by_first_rank = several()
+    raise error
 
 
 def tell(error: Exception) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, Self
 
 from mmengine.config import Config
 from mmengine.dist import get_rank
@@ -43,7 +43,25 @@ def check_requeue_exit_code(cfg: Config) -> None:
         raise ConfigError(f'requeue_exit_code={code!r}: expected a number from 0 to 255, or None for 143')
 
 
-class StopSignals:
+class _SignalHandler:
+    """A context in which signals come to ``_handle``."""
+
+    def __init__(self, *, requeue_exit_code: int | None = None) -> None:
+        self.requeue_exit_code = requeue_exit_code
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(_handled(self._handle))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _handle(self, number: int) -> None:
+        raise NotImplementedError
+
+
+class StopSignals(_SignalHandler):
     """Notes signals, so that all ranks can agree on them and save: ``with StopSignals() as signals``.
 
     A second signal, unless it is the echo of the first, ends the process at once.
@@ -53,16 +71,8 @@ class StopSignals:
     """
 
     def __init__(self, *, requeue_exit_code: int | None = None) -> None:
-        self.requeue_exit_code = requeue_exit_code
+        super().__init__(requeue_exit_code=requeue_exit_code)
         self._noted: dict[int, float] = {}
-        self._stack = ExitStack()
-
-    def __enter__(self) -> 'StopSignals':
-        self._stack.enter_context(_handled(self._note))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
 
     def flags(self) -> list[float]:
         """One number for each of ``SIGNALS``: 1 if it has come to this process. Add them up over the ranks.
@@ -72,7 +82,7 @@ class StopSignals:
         if not self._noted and ranks.orphaned():
             if get_rank() == 0:
                 _write('the launcher has died; its ranks end as if it had sent SIGTERM')
-            self._note(signal.SIGTERM)
+            self._handle(signal.SIGTERM)
         return [float(number in self._noted) for number in SIGNALS]
 
     def asked(self, sums: Sequence[float]) -> signal.Signals | None:
@@ -97,7 +107,7 @@ class StopSignals:
             exit_code=exit_code(asked, requeue_exit_code=self.requeue_exit_code),
         )
 
-    def _note(self, number: int) -> None:
+    def _handle(self, number: int) -> None:
         now = time.monotonic()
         if self._noted and now - min(self._noted.values()) > ECHO:
             _write(f'a second signal ({_in_words(number)}): left at once, nothing more was saved')
@@ -107,7 +117,7 @@ class StopSignals:
         self._noted.setdefault(number, now)
 
 
-class leave_at_once:
+class leave_at_once(_SignalHandler):
     """Where there is nothing to save yet: ``with leave_at_once() as leaving``.
 
     Alone, a process unwinds and raises Stopped. One of several ends on the spot: others hold the connections that it
@@ -117,18 +127,7 @@ class leave_at_once:
         requeue_exit_code: as in StopSignals; may be set when the config has been read.
     """
 
-    def __init__(self) -> None:
-        self.requeue_exit_code: int | None = None
-        self._stack = ExitStack()
-
-    def __enter__(self) -> 'leave_at_once':
-        self._stack.enter_context(_handled(self._leave))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def _leave(self, number: int) -> None:
+    def _handle(self, number: int) -> None:
         code = exit_code(number, requeue_exit_code=self.requeue_exit_code)
         message = f'ended by {_in_words(number)}; no step was under way, nothing was saved'
         if not ranks.several():

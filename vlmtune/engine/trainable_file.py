@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -13,8 +12,8 @@ from vlmtune.utils.errors import CheckpointError
 from vlmtune.utils.tensor_file import TensorLayout
 
 
-class TrainableFile:
-    """The trained weights in a file; nothing is read before it is asked for.
+class TrainableFile(ExitStack):
+    """The trained weights in a file, which is open until this is left; nothing is read before it is asked for.
 
     Args:
         path: of a safetensors file.
@@ -25,20 +24,12 @@ class TrainableFile:
     """
 
     def __init__(self, path: Path, *, layout: Mapping[str, TensorLayout]) -> None:
-        self._stack = ExitStack()
+        super().__init__()
         try:
-            self._file = self._stack.enter_context(safe_open(path, framework='pt'))
+            self._file = self.enter_context(safe_open(path, framework='pt'))
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f'{path} cannot be read as a safetensors file ({error})') from error
         self._check(layout)
-
-    def __enter__(self) -> 'TrainableFile':
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
 
     def _check(self, layout: Mapping[str, TensorLayout]) -> None:
         names = set(self._file.keys())

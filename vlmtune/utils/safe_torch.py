@@ -12,7 +12,8 @@ import struct
 import tarfile
 import zipfile
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -26,6 +27,7 @@ from vlmtune.utils.pickle_scan import Readable, Rules, Storage, scan_pickle
 MAX_PICKLE_BYTES = 256 * 2**20
 """Of what is not tensors. A checkpoint of 100,000 tensors has 20 MB of it."""
 _DEEPEST = 64
+_ZIP = b'PK\x03\x04'
 _BROKEN = (
     RuntimeError, UnpicklingError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError,
     OverflowError, MemoryError, struct.error, zipfile.BadZipFile,
@@ -96,16 +98,10 @@ def check_legacy(path: Path) -> None:
     Raises:
         CheckpointError: see ``load_legacy``.
     """
-    try:
+    with _reading(path):
         if tarfile.is_tarfile(path):
             raise CheckpointError('an archive of a torch older than 0.2; save it again with a newer one')
         _check_storages(_scan_zip(path) if zipfile.is_zipfile(path) else _scan_raw(path), path.stat().st_size)
-    except CheckpointError as error:
-        raise CheckpointError(f'{path} is not read: {error}; expected tensors as torch.save writes them') from error
-    except OSError as error:
-        raise CheckpointError(f'{path} cannot be read: {error.strerror or error}') from error
-    except _BROKEN as error:
-        raise _broken(path, error) from error
 
 
 def load_legacy(path: Path) -> Any:
@@ -119,12 +115,18 @@ def load_legacy(path: Path) -> Any:
             bytes, is broken, or is not of torch.save.
     """
     check_legacy(path)
-    try:
-        with torch.serialization.safe_globals(_STANDINS):
-            loaded = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
+    with _reading(path), torch.serialization.safe_globals(_STANDINS):
+        loaded = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
         return _plain(loaded, seen={}, depth=0)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What goes wrong inside is told with the file."""
+    try:
+        yield
     except CheckpointError as error:
-        raise CheckpointError(f'{path} is not read: {error}') from error
+        raise CheckpointError(f'{path} is not read: {error}; expected tensors as torch.save writes them') from error
     except OSError as error:
         raise CheckpointError(f'{path} cannot be read: {error.strerror or error}') from error
     except _BROKEN as error:
@@ -158,6 +160,8 @@ def _scan_raw(path: Path) -> list[Storage]:
     if path.stat().st_size == 0:
         raise CheckpointError('it is empty')
     with path.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
+        if stream[: len(_ZIP)] == _ZIP:  # the list of what is in an archive stands at its end
+            raise CheckpointError('it is cut short: it begins as torch.save writes it, and its end is missing')
         magic, _ = _scan(stream)
         if magic != torch.serialization.MAGIC_NUMBER:
             raise CheckpointError('a pickle of something else')
