@@ -9,17 +9,20 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from vlmtune.families import FAMILIES, PARTS, find_family
+from vlmtune.models import load_model
 from vlmtune.models.tuning import part_of
 from vlmtune.testing import list_tiny_models
 from vlmtune.utils.errors import ModelError
 
 QWEN = ['qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'qwen3_vl_moe', 'qwen3_5']
 LLAVA = ['llava', 'llava_next', 'llava_onevision']
-VISION = [*QWEN, *LLAVA, 'internvl', 'smolvlm', 'idefics3', 'gemma3', 'paligemma']
+VISION = [*QWEN, *LLAVA, 'internvl', 'smolvlm', 'idefics3', 'gemma3', 'paligemma', 'points', 'minicpmv2']
 
 
 def model_of(name, tiny_model):
     """The model on the meta device: of the tiny config where there is one, else of a small default one."""
+    if FAMILIES[name].model is not None:
+        return load_model(str(tiny_model(name)), device='meta')[0]
     if name in list_tiny_models():
         config = AutoConfig.from_pretrained(tiny_model(name))
     else:
@@ -30,7 +33,7 @@ def model_of(name, tiny_model):
 
 
 def test_the_table_names_its_rows():
-    assert len(FAMILIES) == 27
+    assert len(FAMILIES) == 29
     assert {name for name, family in FAMILIES.items() if family.has_vision} == set(VISION)
     assert all(name == family.model_type for name, family in FAMILIES.items())
 
@@ -60,12 +63,13 @@ def test_head_and_embeddings_are_where_transformers_has_them(name, tiny_model):
 def test_the_merger_inside_the_tower_is_the_projector(name, tiny_model):
     """What touches the width of the language model is no part of the vision encoder."""
     family = FAMILIES[name]
+    model = model_of(name, tiny_model)
     shapes = {
-        part: {size for parameter, p in model_of(name, tiny_model).named_parameters() for size in p.shape
+        part: {size for parameter, p in model.named_parameters() for size in p.shape
                if part_of(parameter, family=family) == part and p.ndim == 2}
         for part in ('vision_encoder', 'projector')
     }  # fmt: skip
-    assert 64 in shapes['projector']
+    assert model.config.get_text_config().hidden_size in shapes['projector']
 
 
 @pytest.mark.parametrize('name', VISION)

@@ -18,6 +18,7 @@ FLOORS = {
     'evaluation': 3,
     'data': 2,
     'models': 2,
+    'layouts': 1.5,  # they read the table of families; data and models read them
     'families': 1,
     'ops': 1,
     # The ground floor has three steps: what knows nothing, what needs an error class, and what needs a recipe's place.

@@ -31,6 +31,7 @@ class Family:
         token_types: which tokens ``token_type_ids`` marks with 1, in families that attend by them.
         prompt_template: of ``vlmtune.data.templates``, for families whose tokenizer brings no chat template.
         words: a regular expression of added tokens that texts may use; all others are control tokens.
+        closes_answers: whether the chat template ends every answer with a token, or only the last one of a talk.
         positions: 'rope' (one axis) or 'mrope' (time, height, width).
         packing: whether samples that share a row are kept apart by restarting ``position_ids``.
         no_packing_reason: why not, for the error message.
@@ -43,6 +44,11 @@ class Family:
         image_limit: the setting of the image processor that limits the tokens of an image; None: they are fixed.
         pixels: dotted name of the function that makes the image inputs faster than the image processor, equal to it.
         masks: dotted name of the function that builds attention masks where restarting positions are not enough.
+        model: dotted name of the model's class, in families that transformers lacks; its ``config_class`` reads
+            config.json.
+        image_processor: dotted name of the image processor's class, where transformers has none.
+        layouts: other ways in which checkpoints of the family lie on disk: (model type in their config.json, dotted
+            name of a ``vlmtune.layouts.Layout``); where it may lack the model type, also the class that it names.
         boxes: how the family writes the coordinates of a box: as shares of 1, as shares of 1000, or as pixels of the
             image in the size in which the model sees it.
         box_text: how the four numbers are set, left, top, right, bottom (``data/boxes.py`` names the sources).
@@ -60,6 +66,7 @@ class Family:
     token_types: Literal['image', 'answer'] | None = None
     prompt_template: str | None = None
     words: str | None = None
+    closes_answers: bool = True
     positions: Literal['rope', 'mrope'] = 'rope'
     packing: bool = True
     no_packing_reason: str = ''
@@ -68,9 +75,12 @@ class Family:
     casts_images: bool = False
     image_settings: tuple[tuple[str, Any], ...] = ()
     ready_features: Literal['list', 'tensor'] | None = None
-    image_limit: Literal['max_pixels', 'max_patches', 'longest_edge'] | None = None
+    image_limit: Literal['max_pixels', 'max_patches', 'longest_edge', 'max_slice_nums'] | None = None
     pixels: str | None = None
     masks: str | None = None
+    model: str | None = None
+    image_processor: str | None = None
+    layouts: tuple[tuple[str, str], ...] = ()
     boxes: Literal['unit', 'thousand', 'resized_pixel'] = 'thousand'
     box_text: str = '[{}, {}, {}, {}]'
 
@@ -149,7 +159,8 @@ def _idefics(model_type: str) -> Family:
 
 _ROWS = (
     # text only: full causal attention, so restarting positions isolate
-    *(_text(name) for name in 'llama qwen2 qwen3 mistral gemma gemma3_text granite olmo2 phi3 smollm3'.split()),
+    _text('llama', layouts=(('internlm2', 'vlmtune.layouts.internlm2.INTERNLM2'),)),
+    *(_text(name) for name in 'qwen2 qwen3 mistral gemma gemma3_text granite olmo2 phi3 smollm3'.split()),
     # what looks like attention is a state that goes on from token to token: no positions restart it
     *(
         _text(name, packing=False, no_packing_reason=f'its {layers} carry state from sample to sample')
@@ -176,6 +187,7 @@ _ROWS = (
         pixels='vlmtune.data.pixels.one_crop',
         ready_features='list',
         boxes='unit',
+        layouts=(('llava_parts', 'vlmtune.layouts.llava_parts.LLAVA_PARTS'),),
     ),
     _tower(
         'internvl',
@@ -186,6 +198,31 @@ _ROWS = (
         pixels='vlmtune.data.pixels.tiles_and_thumbnail',
         ready_features='tensor',
         box_text='[[{}, {}, {}, {}]]',
+        layouts=(('internvl_chat', 'vlmtune.layouts.internvl_chat.INTERNVL_CHAT'),),
+    ),
+    _tower(
+        'points',
+        placeholder='vlmtune.data.placeholders.patch_grid',
+        prompt_template='points',
+        image_inputs=('pixel_values', 'image_grid_thw'),
+        image_limit='max_pixels',
+        pixels='vlmtune.data.pixels.merged_patches',
+        model='vlmtune.models.points.PointsForGeneration',
+        layouts=(
+            ('pointsv1.5_chat', 'vlmtune.layouts.points.POINTS'),
+            ('POINTSV15ChatModel', 'vlmtune.layouts.points.POINTS'),
+        ),
+    ),
+    _tower(
+        'minicpmv2',
+        placeholder='vlmtune.data.slices.slice_marks',
+        closes_answers=False,
+        image_inputs=('pixel_values', 'patch_grids'),
+        image_limit='max_slice_nums',
+        pixels='vlmtune.data.slices.sliced_patches',
+        model='vlmtune.models.minicpmv.MiniCPMVForGeneration',
+        image_processor='vlmtune.data.slices.SliceImageProcessor',
+        layouts=(('minicpmv', 'vlmtune.layouts.minicpmv.MINICPMV'),),
     ),
     _idefics('smolvlm'),
     _idefics('idefics3'),
@@ -222,6 +259,9 @@ _ROWS = (
 
 FAMILIES: dict[str, Family] = {row.model_type: row for row in _ROWS}
 
+LAYOUTS: dict[str, str] = dict(layout for row in _ROWS for layout in row.layouts)
+"""{model type in config.json: dotted name of the layout}, of checkpoints that do not lie as their family does."""
+
 
 def find_family(model_type: str) -> Family:
     """The row of ``model_type``.
@@ -231,9 +271,10 @@ def find_family(model_type: str) -> Family:
     """
     if model_type in FAMILIES:
         return FAMILIES[model_type]
-    near = difflib.get_close_matches(model_type, FAMILIES, n=1)
+    known = sorted({*FAMILIES, *LAYOUTS}, key=str.lower)
+    near = difflib.get_close_matches(model_type, known, n=1)
     hint = f', the nearest is {near[0]!r}' if near else ''
     raise ModelError(
-        f'model type {model_type!r} is not supported{hint}; supported are {", ".join(sorted(FAMILIES))} '
+        f'model type {model_type!r} is not supported{hint}; supported are {", ".join(known)} '
         '(CONTRIBUTING.md says how to add a family)'
     )

@@ -15,6 +15,7 @@ RENDERED = {
     'chatml': CHATML,
     'qwen_vl': CHATML,
     'internvl': CHATML,
+    'points': CHATML,
     'internlm2_chat': CHATML,
     'vicuna': 'Be brief. USER: Hi ASSISTANT: Hello<|im_end|>USER: And? ASSISTANT: No<|im_end|>',
     'alpaca': (
@@ -80,14 +81,15 @@ def test_bos_of_a_tokenizer_that_has_one(processor, talk):
     )
 
 
-@pytest.mark.parametrize(('name', 'model'), [('vicuna', 'llava'), ('qwen_vl', 'qwen2_vl'), ('internvl', 'internvl')])
+@pytest.mark.parametrize(
+    ('name', 'model'), [('vicuna', 'llava'), ('qwen_vl', 'qwen2_vl'), ('internvl', 'internvl'), ('points', 'points')]
+)
 def test_image_marks(name, model, processor, talk, image_mark):
     mine = processor(model, prompt_template=name)
     text = mine.renderer.render(talk(('user', image_mark, 'What?'), ('assistant', 'x'))).text
-    mark = {'vicuna': '<image>\n', 'internvl': '<IMG_CONTEXT>\n'}.get(
-        name, '<|vision_start|><|image_pad|><|vision_end|>'
-    )
-    assert f'{mark}What?' in text
+    qwen = '<|vision_start|><|image_pad|><|vision_end|>'
+    marks = {'vicuna': '<image>\n', 'internvl': '<IMG_CONTEXT>\n', 'qwen_vl': qwen, 'points': f'{qwen}\n'}
+    assert f'{marks[name]}What?' in text
 
 
 def test_find_template():

@@ -12,8 +12,10 @@ from vlmtune.apps.convert import pth_to_hf
 from vlmtune.apps.train import train
 from vlmtune.engine.foreign_weights import open_source
 from vlmtune.engine.load_from import check_loadable
-from vlmtune.models import SupervisedFinetune
-from vlmtune.utils.errors import CheckpointError
+from vlmtune.layouts import Fused, open_weights
+from vlmtune.layouts.internlm2 import INTERNLM2
+from vlmtune.models import SupervisedFinetune, load_model
+from vlmtune.utils.errors import CheckpointError, ModelError
 
 LORA = dict(projector='full', llm='lora')
 FULL = dict(vision_encoder='full', projector='full', llm='full')
@@ -166,7 +168,7 @@ def test_a_model_without_some_of_its_tensors(start, tiny_model, tmp_path):
     tensors = load_file(copy / 'model.safetensors')
     tensors.pop('multi_modal_projector.linear_1.bias')
     save_file(tensors, copy / 'model.safetensors', metadata={'format': 'pt'})
-    with pytest.raises(CheckpointError, match='does not fit its own config.json: 1 tensors differ .*linear_1.bias'):
+    with pytest.raises(ModelError, match='does not fit its own config.json: 1 weights are missing .*linear_1.bias'):
         start('a', copy, tune=FULL)
 
 
@@ -277,6 +279,91 @@ def test_internvl2_on_internlm2(tmp_path, other):
     assert set(source.weights) == set(ours)
     assert all(torch.equal(source.weights[name].read(), ours[name]) for name in ours)
     assert all(source.weights[name].shape == tuple(ours[name].shape) for name in ours)
+
+
+# ---- original layouts
+
+RANK = 8  # as many rows as can be cut like a fused weight, which A must not be
+
+
+@pytest.fixture
+def internlm2(other):
+    return other(dict(llm='lora', embeddings='full', lm_head='full'), 'internlm2', r=RANK)
+
+
+@pytest.mark.parametrize('shorn', ['', 'module.llm.'])
+def test_an_original_checkpoint(shorn, tiny_model, tmp_path, other):
+    """InternLM2 as it is published, and as XTuner saves it."""
+    model = other(dict(llm='full', lm_head='full'), 'internlm2')
+    path = tiny_model('internlm2', seed=7)
+    expected, _ = load_model(str(path), dtype=torch.float32)
+    if shorn:
+        weights = {shorn + name: w.read() for name, w in open_weights(path).items()}
+        path = tmp_path / 'x.pth'
+        torch.save(dict(state_dict=weights), path)
+    check_loadable(path)
+    source = open_source(path, model=model)
+    assert source.lost == []
+    assert_equal({n: w.read() for n, w in source.weights.items()}, dict(expected.named_parameters()))
+
+
+def test_an_original_checkpoint_that_lacks_a_file(tiny_model, tmp_path):
+    copy = shutil.copytree(tiny_model('internlm2'), tmp_path / 'model')
+    (copy / 'model.safetensors').rename(copy / 'model-00001-of-00002.safetensors')
+    index = {'weight_map': {'output.weight': 'model-00002-of-00002.safetensors'}}
+    (copy / 'model.safetensors.index.json').write_text(json.dumps(index))
+    with pytest.raises(ModelError, match='lacks model-00002-of-00002.safetensors, one of 1 files'):
+        check_loadable(copy)
+
+
+def fused_adapter(folder, weights, *, base, alpha=8):
+    """LoRA on the official code: one update for queries, keys and values together."""
+    folder.mkdir()
+    names = {'lora_A': (RANK, 64), 'lora_B': (128, RANK)}
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        f'{base}model.layers.{i}.attention.wqkv.{side}.weight': torch.randn(shape, generator=generator)
+        for i in range(2)
+        for side, shape in names.items()
+    }
+    others = dict(
+        o_proj='attention.wo', gate_proj='feed_forward.w1', up_proj='feed_forward.w3', down_proj='feed_forward.w2'
+    )
+    for name, tensor in weights.items():
+        layer, _, leaf = name.partition('.default.')
+        for ours, theirs in others.items():
+            if f'.{ours}.' in name:
+                tensors[
+                    base + layer.replace(f'self_attn.{ours}', theirs).replace(f'mlp.{ours}', theirs) + f'.{leaf}'
+                ] = tensor
+    save_file(tensors, folder / 'adapter_model.safetensors', {'format': 'pt'})
+    settings = dict(peft_type='LORA', r=RANK, lora_alpha=alpha, target_modules=['wqkv', 'wo', 'w1', 'w2', 'w3'])
+    (folder / 'adapter_config.json').write_text(json.dumps(settings))
+    return tensors
+
+
+def test_an_adapter_that_was_trained_on_fused_projections(internlm2, tmp_path):
+    """B is cut as the weight is, A serves all three: the same update of the same weight."""
+    tensors = fused_adapter(tmp_path / 'a', trained(internlm2), base='base_model.model.')
+    source = open_source(tmp_path / 'a', model=internlm2)
+    assert source.lost == []
+    lora = {name for name in internlm2.named_trainable() if '.lora_' in name}
+    assert set(source.weights) == lora
+    there = 'base_model.model.model.layers.1.attention.wqkv.lora_'
+    update = tensors[f'{there}B.weight'] @ tensors[f'{there}A.weight']
+    (rule,) = (rule for rule in INTERNLM2.rules(internlm2.model.config) if isinstance(rule, Fused))
+    for part, expected in zip('qkv', rule.split(update), strict=True):
+        here = f'model.layers.1.self_attn.{part}_proj.lora_'
+        found = source.weights[f'{here}B.default.weight'].read() @ source.weights[f'{here}A.default.weight'].read()
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_fused_adapter_of_another_alpha(internlm2, tmp_path):
+    fused_adapter(tmp_path / 'a', trained(internlm2), base='base_model.model.')
+    config = tmp_path / 'a' / 'adapter_config.json'
+    config.write_text(json.dumps(json.loads(config.read_text()) | dict(alpha_pattern={'attention.wqkv': 32})))
+    with pytest.raises(CheckpointError, match='rank 8 and alpha 32 at .*q_proj, this run rank 8 and alpha 8'):
+        open_source(tmp_path / 'a', model=internlm2)
 
 
 def test_weights_in_pieces_are_refused(tmp_path):

@@ -134,6 +134,8 @@ def test_weights_alone_cannot_be_resumed_but_started_from(run, caplog):
     assert 'save_optimizer=False: checkpoints hold weights only' in caplog.text
     with pytest.raises(CheckpointError, match=r'holds weights only .*; use load_from to start from them'):
         run('next', resume=str(done), data_path='/no/data.json')  # before any data is read
+    with pytest.raises(CheckpointError, match=r'iter_1.pth holds weights only .*; use load_from'):
+        run('done', resume=True, data_path='/no/data.json')
     again = run('again', load_from=str(done), max_steps=1, max_epochs=None, lr=0.0) / 'iter_1.pth'
     before, after = (load_file(path / 'model.safetensors') for path in (done, again))
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -39,7 +39,7 @@ def load(tiny_model, family, **options):
 
 
 FAMILIES = [
-    *('llama', 'llava', 'qwen2_5_vl', 'internvl', 'smolvlm'),
+    *('llama', 'llava', 'qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'internvl', 'smolvlm'),
     *('llava_next', 'llava_onevision', 'gemma3', 'paligemma', 'qwen3_5'),
 ]
 

@@ -5,10 +5,12 @@ import torch
 
 from vlmtune.families import FAMILIES
 from vlmtune.structures import IGNORE_INDEX
-from vlmtune.testing import list_tiny_models
+from vlmtune.testing import list_tiny_models, list_tiny_originals
 
 VISION = [
-    name for name in list_tiny_models() if name == 'internvl_llama' or getattr(FAMILIES.get(name), 'has_vision', False)
+    name
+    for name in [*list_tiny_models(), *list_tiny_originals()]
+    if name == 'internvl_llama' or getattr(FAMILIES.get(name), 'has_vision', False)
 ]
 
 

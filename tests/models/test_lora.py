@@ -9,10 +9,10 @@ from torch import nn
 from vlmtune.families import FAMILIES
 from vlmtune.models.lora import names_to_regex
 from vlmtune.models.tuning import part_of
-from vlmtune.testing import list_tiny_models
+from vlmtune.testing import list_tiny_models, list_tiny_originals
 from vlmtune.utils.errors import ConfigError
 
-ALL = [name for name in list_tiny_models() if name in FAMILIES or name == 'internvl_llama']
+ALL = [name for name in [*list_tiny_models(), *list_tiny_originals()] if name in FAMILIES or name == 'internvl_llama']
 VISION = [name for name in ALL if name not in ('llama', 'qwen2', 'qwen3')]
 # linear layers per part: LLM layers x 7 (experts are no linear layers: x 4), vision layers x what a layer has
 LAYERS = {
@@ -31,6 +31,8 @@ LAYERS = {
     'paligemma': {'llm': 14, 'vision_encoder': 2 * 6, 'projector': 1},
     'internvl': {'llm': 14, 'vision_encoder': 2 * 6, 'projector': 2},
     'internvl_llama': {'llm': 14, 'vision_encoder': 2 * 6, 'projector': 2},
+    'minicpmv2': {'llm': 14, 'vision_encoder': 2 * 6, 'projector': 5},
+    'points': {'llm': 14, 'vision_encoder': 2 * 4, 'projector': 2},
     'smolvlm': {'llm': 14, 'vision_encoder': 2 * 6, 'projector': 1},
     'idefics3': {'llm': 14, 'vision_encoder': 2 * 6, 'projector': 1},
 }

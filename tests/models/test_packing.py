@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from vlmtune.families import FAMILIES
-from vlmtune.testing import list_tiny_models
+from vlmtune.testing import list_tiny_models, list_tiny_originals
 from vlmtune.utils.errors import ConfigError
 
 TINY = [
-    name for name in list_tiny_models() if name == 'internvl_llama' or (name in FAMILIES and FAMILIES[name].packing)
+    name
+    for name in [*list_tiny_models(), *list_tiny_originals()]
+    if name == 'internvl_llama' or (name in FAMILIES and FAMILIES[name].packing)
 ]
 TEXT = ['llama', 'qwen2', 'qwen3', 'mistral', 'gemma', 'gemma3_text', 'granite', 'olmo2', 'phi3', 'smollm3']
 VISION = [name for name in TINY if name not in TEXT]

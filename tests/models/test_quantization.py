@@ -6,9 +6,9 @@ from torch import nn
 
 from vlmtune.families import FAMILIES
 from vlmtune.models.quantization import quantization_config
-from vlmtune.testing import list_tiny_models
+from vlmtune.testing import list_tiny_models, list_tiny_originals
 
-ALL = [name for name in list_tiny_models() if name in FAMILIES or name == 'internvl_llama']
+ALL = [name for name in [*list_tiny_models(), *list_tiny_originals()] if name in FAMILIES or name == 'internvl_llama']
 LINEAR = dict.fromkeys(ALL, 14) | {'qwen3_vl': 21, 'qwen3_vl_moe': 12, 'qwen3_5': 15}  # layers x 7; experts are none
 KINDS = {'nf4': 'Linear4bit', 'int8': 'Linear8bitLt'}
 

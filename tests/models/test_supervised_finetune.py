@@ -5,16 +5,23 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from vlmtune.families import FAMILIES
-from vlmtune.models import SupervisedFinetune
+from vlmtune.layouts import find_layout
+from vlmtune.models import SupervisedFinetune, load_model
 from vlmtune.structures import IGNORE_INDEX
-from vlmtune.testing import list_tiny_models
+from vlmtune.testing import list_tiny_models, list_tiny_originals
 from vlmtune.utils.errors import CheckpointError, ConfigError, ModelError
 
 TEXT = ['llama', 'qwen2', 'qwen3', 'mistral', 'gemma', 'gemma3_text', 'granite', 'olmo2', 'phi3', 'smollm3']
-VISION = [name for name in list_tiny_models() if (name in FAMILIES and name not in TEXT) or name == 'internvl_llama']
+VISION = [
+    name
+    for name in [*list_tiny_models(), *list_tiny_originals()]
+    if (name in FAMILIES and name not in TEXT) or name == 'internvl_llama'
+]
 
 
 def transformers_model(family):
+    if find_layout(str(family.path)) is not None:  # transformers cannot read it, or has no such class
+        return load_model(str(family.path), dtype=torch.float32)[0].eval()
     auto = AutoModelForImageTextToText if family.processor.family.has_vision else AutoModelForCausalLM
     return auto.from_pretrained(family.path, dtype=torch.float32).eval()
 

@@ -16,8 +16,9 @@ RUNNER_NAMES = frozenset(
 
 SETTINGS = frozenset(
     """
-    pretrained_model_name_or_path llm_name_or_path visual_encoder_name_or_path pretrained_pth prompt_template
-    data_root data_path image_folder val_data_path max_length pack_to_max_length image_processor max_pixels
+    pretrained_model_name_or_path llm_name_or_path visual_encoder_name_or_path pretrained_pth
+    pad_image_to_square prompt_template new_tokens data_root data_path image_folder val_data_path max_length
+    pack_to_max_length image_processor max_pixels
     tune lora_r lora_alpha lora_dropout quantization dtype gradient_checkpointing attn_implementation
     batch_size accumulative_counts dataloader_num_workers max_epochs max_steps optim_type lr betas weight_decay
     max_norm warmup_ratio seed save_steps save_total_limit evaluation_freq evaluation_inputs evaluation_images SYSTEM
@@ -34,6 +35,7 @@ _SAME = {
     'max_length': 'max_seq_length max_seq_len cutoff_len model_max_length seq_len max_dynamic_length',
     'pack_to_max_length': 'packing use_varlen_attn pack_to_max',
     'prompt_template': 'template chat_template',
+    'new_tokens': 'add_tokens additional_tokens',
     'image_processor': 'image_processor_cfg',
     'tune': 'freeze_llm freeze_visual_encoder llm_lora visual_encoder_lora freeze_vision_tower tune_mm_mlp_adapter '
     'train_type finetuning_type lora',

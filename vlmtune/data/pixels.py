@@ -33,7 +33,10 @@ _SIZES = {  # the forms of ``size`` that each function knows
     'merged_patches': ({'shortest_edge', 'longest_edge'},),
     'one_crop': ({'shortest_edge'}, {'height', 'width'}),
     'tiles_and_thumbnail': ({'height', 'width'},),
+    'sliced_patches': (set(),),
 }
+
+_SQUARES = ('one_crop',)  # those that know do_pad, to a square
 
 
 def find_pixel_function(family: Family, image_processor: Any) -> PixelFunction | None:
@@ -46,23 +49,24 @@ def find_pixel_function(family: Family, image_processor: Any) -> PixelFunction |
         return None
     module, _, name = family.pixels.rpartition('.')
     function: PixelFunction = getattr(importlib.import_module(module), name)
-    reason = _unknown_setting(image_processor, sizes=_SIZES[name]) or _difference(function, image_processor)
+    reason = _unknown_setting(image_processor, function=name) or _difference(function, image_processor)
     if reason is None:
         return function
     logger.info('images are made by %s (slower): %s', type(image_processor).__name__, reason)
     return None
 
 
-def _unknown_setting(image_processor: Any, *, sizes: Sequence[set[str]]) -> str | None:
+def _unknown_setting(image_processor: Any, *, function: str) -> str | None:
     for name in ('do_resize', 'do_rescale', 'do_normalize'):
         if not getattr(image_processor, name, None):
             return f'{name} is off'
-    if getattr(image_processor, 'do_pad', None):
+    squares = function in _SQUARES and not getattr(image_processor, 'pad_size', None)
+    if getattr(image_processor, 'do_pad', None) and not squares:
         return 'do_pad is on'
     if image_processor.resample not in tuple(Image.Resampling):
         return f'resample={image_processor.resample} is not a filter of Pillow'
-    size = {name: value for name, value in dict(image_processor.size).items() if value}
-    if set(size) not in sizes:
+    size = {name: value for name, value in dict(image_processor.size or {}).items() if value}
+    if set(size) not in _SIZES[function]:
         return f'size={size}'
     if set(size) == {'shortest_edge'} and not getattr(image_processor, 'do_center_crop', None):
         return f'size={size} without a crop makes images of several sizes'
@@ -107,6 +111,9 @@ def merged_patches(image_processor: Any, images: Sequence[Image.Image]) -> dict[
 def one_crop(image_processor: Any, images: Sequence[Image.Image]) -> dict[str, Tensor]:
     """LLaVA: each image scaled to a fixed size, or by its shortest edge and cropped in the middle.
 
+    With ``do_pad``, it is made a square before, in the mean colour: ``expand2square`` of haotian-liu/LLaVA
+    (llava/mm_utils.py, commit c121f043).
+
     Returns:
         pixel_bytes uint8[I, C, H, W].
     """
@@ -115,6 +122,8 @@ def one_crop(image_processor: Any, images: Sequence[Image.Image]) -> dict[str, T
     height, width = target['height'], target['width']
     crops = []
     for image in images:
+        if getattr(image_processor, 'do_pad', None):
+            image = _square(image, colour=tuple(int(mean * 255) for mean in image_processor.image_mean))
         scaled = (size.get('height'), size.get('width'))
         if edge := size.get('shortest_edge'):
             scaled = (int(edge * image.height / min(image.size)), int(edge * image.width / min(image.size)))
@@ -145,6 +154,16 @@ def tiles_and_thumbnail(image_processor: Any, images: Sequence[Image.Image]) -> 
 
 
 # ---- steps
+
+
+def _square(image: Image.Image, *, colour: tuple[int, ...]) -> Image.Image:
+    """The image in the middle of a square of its longer side; of an odd rest, the smaller half is on top or left."""
+    if image.width == image.height:
+        return image
+    side = max(image.size)
+    square = Image.new('RGB', (side, side), colour)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
 
 
 def _resize(

@@ -12,6 +12,7 @@ import numpy as np
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.idefics3.image_processing_pil_idefics3 import get_resize_output_image_size
 
+from vlmtune.data.images import MAX_PIXELS
 from vlmtune.structures import ImageSize
 from vlmtune.utils.errors import ConfigError, DataError
 
@@ -59,8 +60,17 @@ def patch_grid(processor: 'Processor', size: ImageSize, *, images: int) -> Image
 
 
 def fixed_grid(processor: 'Processor', size: ImageSize, *, images: int) -> ImageTokens:
-    """LLaVA-1.5: the same number for every image, whatever its size."""
-    image_processor = processor.image_processor
+    """LLaVA-1.5: the same number for every image, whatever its size.
+
+    Raises:
+        DataError: the image is to be padded to a square that is too large.
+    """
+    image_processor, side = processor.image_processor, max(size.height, size.width)
+    if getattr(image_processor, 'do_pad', None) and side**2 > MAX_PIXELS:
+        raise DataError(
+            f'an image of {size.width}x{size.height} pixels would be padded to a square of {side}x{side}; crop it',
+            kind='oversized_image',
+        )
     target = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
     if not target.get('height') or not target.get('width'):
         raise ConfigError(

@@ -9,7 +9,7 @@ Letters: L tokens, I images.
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,25 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+from transformers import AutoImageProcessor, AutoTokenizer
 
 from vlmtune.data.boxes import write_boxes
 from vlmtune.data.encoding import TextEncoder
+from vlmtune.data.new_tokens import add_new_tokens
 from vlmtune.data.pixels import find_pixel_function, pixel_affine
 from vlmtune.data.placeholders import ImageTokens
-from vlmtune.data.processor_files import JOINT_FILE, read_source_json, save_processor_files
+from vlmtune.data.processor_files import JOINT_FILE, SOURCE_FILES, save_processor_files
 from vlmtune.data.rendering import ChatRenderer
+from vlmtune.data.special_tokens import check_special_tokens
 from vlmtune.data.templates import find_template
 from vlmtune.families import Family, find_family
+from vlmtune.layouts import find_source, native_view, read_config
 from vlmtune.ops import finish_images
 from vlmtune.registry import PROCESSORS
 from vlmtune.structures import IGNORE_INDEX, Conversation, ImageSize, Message, Sample, TextPart
 from vlmtune.utils.errors import ConfigError, DataError, ModelError
 from vlmtune.utils.imports import import_name
-from vlmtune.utils.pretrained import load_pretrained
+from vlmtune.utils.pretrained import load_pretrained, read_source_json
 
 logger = logging.getLogger(__name__)
 
@@ -49,63 +52,76 @@ class Processor:
     """Turns conversations into tokens and images into tensors, for one model.
 
     Args:
-        pretrained_model_name_or_path: a folder or a hub id.
+        pretrained_model_name_or_path: a folder, a hub id, or the parts of a LLaVA, see ``layouts.llava_parts``.
         prompt_template: name of a template in ``vlmtune.data.templates``; None keeps the model's own.
         image_processor: settings of the image processor that differ from the checkpoint's, for example
             ``dict(max_pixels=1280 * 28 * 28)``; they reach training, checkpoint and export alike.
-        special_tokens: tokens that the tokenizer shall know; the model's embeddings grow by those that are new.
+        special_tokens: control tokens that the tokenizer shall know: texts cannot hold them, answers do not show them.
+            The model's embeddings grow by those that are new.
+        new_tokens: the same for tokens that texts may hold and answers show, such as '<table_begin>'.
         trust_remote_code: run the Python files of the model, see docs/security.md.
         revision: of a hub id; a commit where its code is run.
 
     Raises:
         ModelError: the model is not found or its family is not supported.
-        ConfigError: an unknown template or image processor setting.
+        ConfigError: an unknown template or image processor setting, or a new token that cannot be one.
     """
 
     def __init__(
         self,
-        pretrained_model_name_or_path: str,
+        pretrained_model_name_or_path: str | Mapping[str, Any],
         *,
         prompt_template: str | None = None,
         image_processor: Mapping[str, Any] | None = None,
         special_tokens: Sequence[str] = (),
+        new_tokens: Sequence[str] = (),
         trust_remote_code: bool = False,
         revision: str | None = None,
     ) -> None:
-        self.source, self.revision = pretrained_model_name_or_path, revision
-        self._load = partial(load_pretrained, trust_remote_code=trust_remote_code, revision=revision)
-        self.config = self._load(AutoConfig, self.source)
+        self.source, self.revision = find_source(pretrained_model_name_or_path), revision
+        self.config = read_config(self.source, trust_remote_code=trust_remote_code, revision=revision)
         self.family: Family = find_family(self.config.model_type)
-        self.tokenizer = self._load(AutoTokenizer, self.source)
+        load = partial(load_pretrained, trust_remote_code=trust_remote_code, revision=revision)
+        with native_view(self.source, revision=revision) as files:
+            self.tokenizer = load(AutoTokenizer, files)
+            self.source_files = {name: read_source_json(files, name, revision=revision) for name in SOURCE_FILES}
+            self.image_processor = self._load_image_processor(partial(load, name_or_path=files), image_processor or {})
+        self.joint_settings = self.source_files[JOINT_FILE] or {}
         self.special_tokens = tuple(token for token in special_tokens if token not in self.tokenizer.get_vocab())
         self.tokenizer.add_special_tokens(
             {'additional_special_tokens': list(special_tokens)}, replace_extra_special_tokens=False
         )
+        self.new_tokens = add_new_tokens(self.tokenizer, new_tokens)
         if prompt_template is None and not self.tokenizer.chat_template:
             prompt_template = self.family.prompt_template
         if prompt_template is not None:
             self.tokenizer.chat_template = find_template(prompt_template)
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.joint_settings = read_source_json(self.source, JOINT_FILE, revision=revision) or {}
-        self.image_processor = self._load_image_processor(dict(image_processor or {}))
         self._count_tokens: Any = import_name(self.family.placeholder) if self.family.placeholder else None
         self._make_pixels = find_pixel_function(self.family, self.image_processor)
-        self.renderer = ChatRenderer(self.tokenizer, as_parts=self.family.has_vision, image_text=self.family.image_text)
+        self.renderer = ChatRenderer(
+            self.tokenizer,
+            as_parts=self.family.has_vision,
+            image_text=self.family.image_text,
+            closes_answers=self.family.closes_answers,
+        )
         self.encoder = TextEncoder(
             self.tokenizer,
             image_token=self.image_token_id if self.family.has_vision else None,
             words=self.family.words,
         )
+        check_special_tokens(self, own_template=prompt_template is None)
 
-    def _load_image_processor(self, settings: dict[str, Any]) -> Any:
+    def _load_image_processor(self, load_class: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
         if not self.family.has_vision:
             if settings:
                 raise ConfigError(f'{self.source} is a text model, but image_processor={settings} was set; remove it')
             return None
+        own = self.family.image_processor
         # Where the image processor has two versions, Pillow's: torchvision's pixels are others.
-        backend = {'backend': 'pil'} if self.family.pixels else {}
-        load = partial(self._load, AutoImageProcessor, self.source, **backend)
+        backend = {'backend': 'pil'} if self.family.pixels and own is None else {}
+        load = partial(load_class, AutoImageProcessor if own is None else import_name(own), **backend)
         loaded = load()
         known = {*loaded.valid_kwargs.__annotations__, *loaded.to_dict()}
         if unknown := sorted(set(settings) - known):

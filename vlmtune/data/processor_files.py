@@ -1,10 +1,9 @@
 """Writes the files from which other programs rebuild the processor that a model was trained with."""
 
+import copy
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from transformers.utils import cached_file
 
 if TYPE_CHECKING:
     from vlmtune.data.processor import Processor
@@ -13,18 +12,8 @@ if TYPE_CHECKING:
 JOINT_FILE = 'processor_config.json'
 _IMAGE_FILE = 'preprocessor_config.json'
 _COPIED_FILES = ('video_preprocessor_config.json',)
-
-
-def read_source_json(source: str, name: str, *, revision: str | None = None) -> dict[str, Any] | None:
-    """A json file of a model, from its folder or the hub cache; None where it has none."""
-    found = cached_file(
-        source,
-        name,
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return None if found is None else json.loads(Path(found).read_text('utf-8'))
+SOURCE_FILES = (JOINT_FILE, _IMAGE_FILE, *_COPIED_FILES)
+"""What a processor has to remember of the files that it was read from, to write them again."""
 
 
 def _write(directory: Path, name: str, content: dict[str, Any]) -> None:
@@ -40,8 +29,8 @@ def save_processor_files(processor: 'Processor', directory: Path) -> None:
     processor.tokenizer.save_pretrained(directory)
     if processor.image_processor is None:
         return
-    joint = read_source_json(processor.source, JOINT_FILE, revision=processor.revision)
-    source_image = read_source_json(processor.source, _IMAGE_FILE, revision=processor.revision) or {}
+    joint = copy.deepcopy(processor.source_files[JOINT_FILE])
+    source_image = processor.source_files[_IMAGE_FILE] or {}
     image = json.loads(processor.image_processor.to_json_string())
     processor_class = source_image.get('processor_class') or (joint or {}).get('processor_class')
     if processor_class:
@@ -53,5 +42,5 @@ def save_processor_files(processor: 'Processor', directory: Path) -> None:
         joint.pop('chat_template', None)
         _write(directory, JOINT_FILE, joint)
     for name in _COPIED_FILES:
-        if (content := read_source_json(processor.source, name, revision=processor.revision)) is not None:
+        if (content := processor.source_files[name]) is not None:
             _write(directory, name, content)

@@ -92,14 +92,21 @@ class ChatRenderer:
         tokenizer: carries the chat template.
         as_parts: whether the template takes contents as lists of parts (all image families do).
         image_text: what the template writes for an image and what is rendered in its place; None: the same.
+        closes_answers: whether the template ends every answer with a token; False: the last one only.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, as_parts: bool, image_text: tuple[str, str] | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        as_parts: bool,
+        image_text: tuple[str, str] | None = None,
+        closes_answers: bool = True,
     ) -> None:
         self.tokenizer = tokenizer
         self.as_parts = as_parts
         self.image_text = image_text
+        self.closes_answers = closes_answers
         self._control = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}, key=len, reverse=True)
         self._first_control = re.compile('|'.join(map(re.escape, self._control)) or r'(?!)')
         self._generation_prompt: str | None = None
@@ -200,7 +207,8 @@ class ChatRenderer:
                 slots.append(_Slot(owner, is_answer=False))
                 continue
             is_last = i + 1 == len(owners) or owners[i + 1] != owner  # of the parts of its message
-            end = self._end_of_turn(shown[i + 1], need_end=need_end) if is_last else 0
+            closed = need_end and (self.closes_answers or owner == len(messages) - 1)
+            end = self._end_of_turn(shown[i + 1], need_end=closed) if is_last else 0
             slots.append(_Slot(owner, is_answer=True, header=self._learned_header(shown[i]), end=end))
         return _Frame(literals, shown, tuple(slots))
 

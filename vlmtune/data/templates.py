@@ -61,6 +61,7 @@ TEMPLATES: dict[str, str] = {
     'internlm2_chat': _chatml('{{ bos_token }}'),
     'qwen_vl': _chatml(image='<|vision_start|><|image_pad|><|vision_end|>'),
     'internvl': _chatml(image='<IMG_CONTEXT>\n'),
+    'points': _chatml(image='<|vision_start|><|image_pad|><|vision_end|>\n'),
     'vicuna': _turns(
         '{{ bos_token }}',
         system=('', ' '),

@@ -16,7 +16,8 @@ The rule, after PaLM's model FLOPs (https://arxiv.org/abs/2204.02311, appendix B
 - Left out: recomputation by gradient checkpointing, norms, activations, rotary embeddings, embedding look-ups, padding.
 - Of a mixture of experts, only the experts that a token visits. The wider bidirectional attention that some families
   give to images and prompts counts as causal. LLaVA-NeXT and OneVision project some patches that never become tokens;
-  those are left out. LLaVA's encoder runs layers behind the one whose features are read; they count.
+  those are left out, and so are the keys and values of a resampler. LLaVA's encoder runs layers behind the one whose
+  features are read; they count.
 """
 
 import re
@@ -190,6 +191,8 @@ class ModelFlops:
         if 'image_grid_thw' in batch:
             frames, height, width = batch['image_grid_thw'].unbind(dim=-1)
             return (height * width).repeat_interleave(frames)
+        if 'patch_grids' in batch:
+            return batch['patch_grids'].prod(dim=-1)
         # float[..., C, height, width]
         size = self.config.vision_config.patch_size
         rows, columns = (size, size) if isinstance(size, int) else size

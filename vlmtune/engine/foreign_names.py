@@ -1,17 +1,23 @@
 """What other programs call the weights that we train: PEFT's adapters, XTuner's and mmengine's checkpoints.
 
 Names of ours are those inside the transformers model. A weight is described by its shape and a way to read it, so that
-nothing is read that is not used.
+nothing is read that is not used. What a family's original code calls its weights is known to ``vlmtune.layouts``; here
+stands what programs put around those names.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import partial
+from typing import TypeAlias
 
+import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from vlmtune.families import Family
+from vlmtune.layouts import NameMap
+from vlmtune.layouts.names import Match
+from vlmtune.utils.imports import import_name
 
 
 @dataclass(frozen=True)
@@ -30,63 +36,9 @@ class Weight:
 
 
 Weights: TypeAlias = Mapping[str, Weight]
-_Rule: TypeAlias = tuple[re.Pattern[str], str]
-
-
-def _rules(*pairs: tuple[str, str]) -> tuple[_Rule, ...]:
-    return tuple((re.compile(pattern), new) for pattern, new in pairs)
-
 
 _PEFT = 'base_model.model.'
-_ADAPTED = r'(?:base_model\.model\.)?'
-# XTuner's wrappers hold a language model, a vision encoder and a projector, each with the names of its own library.
-_TEXT = _rules((rf'^llm\.{_ADAPTED}', ''))
-_LLAVA = _rules(
-    (rf'^llm\.{_ADAPTED}model\.', 'model.language_model.'),
-    (rf'^llm\.{_ADAPTED}lm_head\.', 'lm_head.'),
-    (rf'^llm\.{_ADAPTED}output\.', 'lm_head.'),
-    (rf'^visual_encoder\.{_ADAPTED}(vision_model\.)?', 'model.vision_tower.'),
-    (r'^projector\.(model\.)?0\.', 'model.multi_modal_projector.linear_1.'),
-    (r'^projector\.(model\.)?2\.', 'model.multi_modal_projector.linear_2.'),
-)
-_INTERNVL = _rules(
-    (rf'^(model\.)?language_model\.{_ADAPTED}model\.', 'model.language_model.'),
-    (rf'^(model\.)?language_model\.{_ADAPTED}(lm_head|output)\.', 'lm_head.'),
-    (r'^(model\.)?mlp1\.0\.', 'model.multi_modal_projector.layer_norm.'),
-    (r'^(model\.)?mlp1\.1\.', 'model.multi_modal_projector.linear_1.'),
-    (r'^(model\.)?mlp1\.3\.', 'model.multi_modal_projector.linear_2.'),
-    (rf'^(model\.)?vision_model\.{_ADAPTED}embeddings\.class_embedding$', 'model.vision_tower.embeddings.cls_token'),
-    (
-        rf'^(model\.)?vision_model\.{_ADAPTED}embeddings\.patch_embedding\.',
-        'model.vision_tower.embeddings.patch_embeddings.projection.',
-    ),
-    (
-        rf'^(model\.)?vision_model\.{_ADAPTED}embeddings\.position_embedding$',
-        'model.vision_tower.embeddings.position_embeddings',
-    ),
-    (rf'^(model\.)?vision_model\.{_ADAPTED}encoder\.layers\.', 'model.vision_tower.encoder.layer.'),
-    (r'(?<=model\.vision_tower\.encoder\.layer\.)(\d+)\.attn\.proj\.', r'\1.attention.projection_layer.'),
-    (r'(?<=model\.vision_tower\.encoder\.layer\.)(\d+)\.norm1\.', r'\1.layernorm_before.'),
-    (r'(?<=model\.vision_tower\.encoder\.layer\.)(\d+)\.norm2\.', r'\1.layernorm_after.'),
-    (r'(?<=model\.vision_tower\.encoder\.layer\.)(\d+)\.ls(\d)$', r'\1.lambda_\2'),
-)
-_INTERNLM2 = _rules(
-    (r'\.tok_embeddings\.', '.embed_tokens.'),
-    (r'^output\.', 'lm_head.'),
-    (r'\.attention\.wo\.', '.self_attn.o_proj.'),
-    (r'\.feed_forward\.w1\.', '.mlp.gate_proj.'),
-    (r'\.feed_forward\.w3\.', '.mlp.up_proj.'),
-    (r'\.feed_forward\.w2\.', '.mlp.down_proj.'),
-    (r'\.attention_norm\.', '.input_layernorm.'),
-    (r'\.ffn_norm\.', '.post_attention_layernorm.'),
-)
-_XTUNER: Mapping[str, tuple[_Rule, ...]] = {'llava': _LLAVA, 'llava_next': _LLAVA, 'internvl': _INTERNVL}
-
-
-def _renamed(name: str, rules: tuple[_Rule, ...]) -> str:
-    for pattern, new in rules:
-        name = pattern.sub(new, name)
-    return name
+_INSIDE = (('projector.', 'model.'), ('visual_encoder.', 'vision_model.'))  # XTuner writes it or leaves it out
 
 
 def adapter_name(name: str) -> str:
@@ -99,58 +51,51 @@ def adapter_name(name: str) -> str:
     return f'{layer}.lora_{kind}.default.{tail or "weight"}'
 
 
-def place_of(name: str, *, family: Family, places: Mapping[str, str]) -> str | None:
-    """The name of ours for a weight of a legacy checkpoint; None if it has none.
+def original_names(family: Family, config: PreTrainedConfig) -> list[NameMap]:
+    """How the family's original layouts call the weights of a model with this config."""
+    return [import_name(dotted).name_map(config) for _, dotted in family.layouts]
+
+
+def placed(
+    name: str, weight: Weight, *, places: Mapping[str, str], originals: list[NameMap]
+) -> list[tuple[str, Weight]]:
+    """The weights of ours that one in a file is, several where it is a fused one; none if it has no place.
 
     Args:
         name: in the file.
-        family: of the model.
+        weight: as it is there.
         places: every name by which a weight of the model is known -> its name.
+        originals: of the family, see ``original_names``.
     """
-    plain = name.removeprefix('module.')
-    foreign = _renamed(_renamed(plain, _XTUNER.get(family.model_type, _TEXT)), _INTERNLM2)
-    for candidate in (plain, plain.removeprefix('model.'), foreign):
-        if candidate in places:
-            return places[candidate]
-    return None
+    for spelling in _spellings(name):
+        if spelling in places:
+            return [(places[spelling], weight)]
+        for names in originals:
+            match = names.match(spelling)
+            if match is not None and all(native in places for native in match.native):
+                return [(places[n], part) for n, part in zip(match.native, _parts(weight, match), strict=False)]
+    return []
 
 
-def unfused(weights: Weights, *, family: Family, text_config: Any) -> Iterator[tuple[str, Weight]]:
-    """The same weights, those that hold queries, keys and values in one cut in three.
-
-    InternLM2's ``wqkv`` holds for every key head its queries, its key and its value, one after the other; InternVL's
-    ``attn.qkv`` all queries, all keys, all values.
-    """
-    for name, weight in weights.items():
-        if (at := name.find('.attention.wqkv.')) >= 0 and '.lora_' not in name:
-            head, tail = name[:at], name[at + len('.attention.wqkv.') :]
-            for part in 'qkv':
-                yield f'{head}.self_attn.{part}_proj.{tail}', _head_rows(weight, part, text_config)
-        elif family.model_type == 'internvl' and (at := name.find('.attn.qkv.')) >= 0 and '.lora_' not in name:
-            head, tail = name[:at], name[at + len('.attn.qkv.') :]
-            for i, part in enumerate('qkv'):
-                yield f'{head}.attention.{part}_proj.{tail}', _third(weight, i)
-        else:
-            yield name, weight
+def _spellings(name: str) -> Iterator[str]:
+    """The name without what wrappers put before it: module of mmengine, model and llm of XTuner, and PEFT's."""
+    plain = name.removeprefix('module.').replace(_PEFT, '')
+    yield from (plain, plain.removeprefix('model.'), plain.removeprefix('llm.'))
+    for part, inside in _INSIDE:
+        if plain.startswith(part):
+            yield part + inside + plain.removeprefix(part)
 
 
-def _third(weight: Weight, index: int) -> Weight:
-    rows = weight.shape[0] // 3
-    return Weight(
-        (rows, *weight.shape[1:]), lambda: weight.read()[index * rows : (index + 1) * rows], f'{weight.origin}[{index}]'
-    )
+def _parts(weight: Weight, match: Match) -> list[Weight]:
+    """What a fused weight is here. Of an update B A to it, B is cut like the weight, and each part has the whole A."""
+    if len(match.native) == 1 or '.lora_A.' in match.native[0]:
+        return [weight] * len(match.native)
+    try:
+        shapes = [tuple(part.shape) for part in match.split(torch.empty(weight.shape, device='meta'))]
+    except RuntimeError:  # it cannot be cut so; the shape it has is told where it is compared
+        return [weight] * len(match.native)
 
+    def read(index: int) -> Tensor:
+        return match.split(weight.read())[index]
 
-def _head_rows(weight: Weight, part: str, config: Any) -> Weight:
-    groups = config.num_key_value_heads
-    each = config.num_attention_heads // groups  # queries of a key head
-    size = weight.shape[0] // (groups * (each + 2))
-    chosen = dict(q=slice(0, each), k=slice(-2, -1), v=slice(-1, None))[part]
-    rest = weight.shape[1:]
-    rows = groups * size * (each if part == 'q' else 1)
-
-    def read() -> Tensor:
-        heads = weight.read().view(groups, each + 2, size, *rest)
-        return heads[:, chosen].reshape(rows, *rest)
-
-    return Weight((rows, *rest), read, f'{weight.origin}[{part}]')
+    return [Weight(shape, partial(read, i), f'{weight.origin}[{i}]') for i, shape in enumerate(shapes)]

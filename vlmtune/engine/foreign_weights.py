@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -11,21 +11,20 @@ from typing import Any, Literal, TypeAlias
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig
 
 from vlmtune.engine.checkpoint import ADAPTER_FILE, WEIGHTS_FILE
-from vlmtune.engine.foreign_names import Weight, Weights, adapter_name, place_of, unfused
+from vlmtune.engine.foreign_names import Weight, Weights, adapter_name, original_names, placed
 from vlmtune.engine.manifest import MANIFEST, verify
-from vlmtune.families import find_family
+from vlmtune.layouts import find_layout, open_weights, read_config
 from vlmtune.models import SupervisedFinetune
-from vlmtune.models.loading import AUTO_CLASSES
+from vlmtune.models.strict import load_strict
 from vlmtune.utils.errors import CheckpointError
-from vlmtune.utils.pretrained import load_pretrained
 from vlmtune.utils.safe_torch import check_legacy, find_legacy_file, legacy_weights
 
 Kind: TypeAlias = Literal['checkpoint', 'adapter', 'model', 'legacy']
 
 ADAPTER_WEIGHTS = 'adapter_model.safetensors'
+_BESIDE_ADAPTER = 'vpm_resampler_embedtokens.pt'  # what MiniCPM-V's fine-tuning code trains besides LoRA
 _MOST_BYTES = 1 << 24  # of a json file
 _PLAIN_NAME = re.compile(r'[\w.]+')
 _LEGACY = ('.pth', '.pt', '.bin', '.ckpt')
@@ -76,6 +75,7 @@ def check_source(path: Path) -> None:
 
     Raises:
         CheckpointError: it is missing, broken, of an unknown kind, or could run code.
+        ModelError: a file of a model is missing or broken.
     """
     kind = kind_of(path)
     if kind == 'checkpoint':
@@ -83,9 +83,13 @@ def check_source(path: Path) -> None:
     elif kind == 'adapter':
         _adapter_settings(path)
         _shapes(path / ADAPTER_WEIGHTS)
+        if (path / _BESIDE_ADAPTER).is_file():
+            check_legacy(path / _BESIDE_ADAPTER)
     elif kind == 'model':
         _read_json(path / 'config.json')
-        if not any(path.glob('*.safetensors')):
+        if find_layout(str(path)) is not None:
+            open_weights(path)
+        elif not any(path.glob('*.safetensors')):
             raise CheckpointError(
                 f'{path} has no *.safetensors; models in other formats are not read: convert it first'
             )
@@ -153,6 +157,19 @@ def _placed(path: Path, weights: Weights, *, model: SupervisedFinetune, is_ours:
     return Source(path, {places[n]: w for n, w in weights.items() if n in places}, lost, is_ours=is_ours)
 
 
+def _renamed(path: Path, found: Weights, *, model: SupervisedFinetune) -> Source:
+    """Weights under names of other programs."""
+    places, originals = _places(model), original_names(model.family, model.model.config)
+    weights: dict[str, Weight] = {}
+    lost = []
+    for name, weight in found.items():
+        ours = placed(name, weight, places=places, originals=originals)
+        lost += [] if ours else [weight.origin]
+        for place, part in ours:
+            weights.setdefault(place, part)
+    return Source(path, weights, sorted(lost))
+
+
 def _places(model: SupervisedFinetune) -> dict[str, str]:
     """Every name by which a weight can be known -> its name here: tied weights have two, adapted layers are wrapped."""
     first: dict[int, str] = {}
@@ -175,23 +192,27 @@ def _adapter_settings(path: Path) -> dict[str, Any]:
 
 
 def _open_adapter(path: Path, model: SupervisedFinetune) -> Source:
-    weights = {adapter_name(name): weight for name, weight in _weights_in(path / ADAPTER_WEIGHTS).items()}
-    _check_lora(path, weights, _adapter_settings(path), model=model)
-    return _placed(path, weights, model=model)
+    found = {adapter_name(name): weight for name, weight in _weights_in(path / ADAPTER_WEIGHTS).items()}
+    if (path / _BESIDE_ADAPTER).is_file():
+        found |= {name: _weight_of(name, tensor) for name, tensor in legacy_weights(path / _BESIDE_ADAPTER).items()}
+    source = _renamed(path, found, model=model)
+    _check_lora(path, source.weights, _adapter_settings(path), model=model)
+    return source
 
 
 def _check_lora(path: Path, weights: Weights, settings: Mapping[str, Any], *, model: SupervisedFinetune) -> None:
     """Rank and alpha of every adapted layer are those of this run, and so is the kind of update."""
     ours = model.lora_config
-    layers = {name.partition('.lora_A.')[0]: weight.shape[0] for name, weight in weights.items() if '.lora_A.' in name}
+    layers = {name.partition('.lora_A.')[0]: weight for name, weight in weights.items() if '.lora_A.' in name}
     if not layers or ours is None:
         return  # that there is no place for them is said elsewhere
     for kind in ('use_dora', 'use_rslora'):
         if bool(settings.get(kind)) != getattr(ours, kind):
             raise CheckpointError(f'{path} has {kind}={bool(settings.get(kind))}, this run {getattr(ours, kind)}')
-    for layer, rank in layers.items():
-        here = _lora_here(model, layer)
-        if here is not None and (rank, alpha := _alpha(settings, layer, ours)) != here:
+    for layer, weight in layers.items():
+        here, rank = _lora_here(model, layer), weight.shape[0]
+        there = adapter_name(weight.origin).partition('.lora_A.')[0]
+        if here is not None and (rank, alpha := _alpha(settings, layer, there, ours)) != here:
             raise CheckpointError(
                 f'{path} has rank {rank} and alpha {alpha} at {layer}, this run rank {here[0]} and alpha {here[1]}; '
                 'set r and alpha of lora to those of the adapter'
@@ -206,8 +227,11 @@ def _lora_here(model: SupervisedFinetune, layer: str) -> tuple[int, float] | Non
         return None
 
 
-def _alpha(settings: Mapping[str, Any], layer: str, ours: Any) -> Any:
-    """The alpha of a layer. Patterns are regular expressions of a stranger, so they are compared and never run."""
+def _alpha(settings: Mapping[str, Any], layer: str, there: str, ours: Any) -> Any:
+    """The alpha of a layer, which is called ``there`` in the adapter.
+
+    Patterns are regular expressions of a stranger, so they are compared and never run.
+    """
     patterns = settings.get('alpha_pattern') or {}
     if not isinstance(patterns, dict):
         return str(patterns)[:80]
@@ -215,7 +239,7 @@ def _alpha(settings: Mapping[str, Any], layer: str, ours: Any) -> Any:
         if pattern in (ours.alpha_pattern or {}):
             if re.fullmatch(pattern, layer):  # it is one that we made
                 return alpha
-        elif layer == pattern or layer.endswith(f'.{pattern}'):
+        elif there == pattern or there.endswith(f'.{pattern}'):
             return alpha
         elif not _PLAIN_NAME.fullmatch(pattern):
             return f'given by {pattern[:60]!r}, which cannot be compared'
@@ -226,23 +250,12 @@ def _alpha(settings: Mapping[str, Any], layer: str, ours: Any) -> Any:
 
 
 def _open_model(path: Path, model: SupervisedFinetune) -> Source:
-    config = load_pretrained(AutoConfig, str(path))
+    config = read_config(str(path))
     if config.model_type != model.model.config.model_type:
         raise CheckpointError(
             f'{path} is a model of type {config.model_type}, this run trains a {model.model.config.model_type}'
         )
-    loaded, info = load_pretrained(
-        AUTO_CLASSES[find_family(config.model_type).auto_class],
-        str(path),
-        dtype=torch.float32 if model.dtype == torch.float32 else 'auto',
-        use_safetensors=True,
-        output_loading_info=True,
-    )
-    wrong = sorted({*info['missing_keys'], *info['unexpected_keys'], *(str(key) for key in info['mismatched_keys'])})
-    if wrong:
-        raise CheckpointError(
-            f'{path} does not fit its own config.json: {len(wrong)} tensors differ (first: {wrong[0]})'
-        )
+    loaded = load_strict(str(path), dtype=torch.float32 if model.dtype == torch.float32 else 'auto')
     found = {name: _weight_of(name, parameter) for name, parameter in loaded.named_parameters()}
     return _placed(path, found, model=model)
 
@@ -258,18 +271,10 @@ def _open_legacy(path: Path, model: SupervisedFinetune) -> Source:
     file = find_legacy_file(path)
     assert file is not None
     found = {name: _weight_of(name, tensor) for name, tensor in legacy_weights(file).items()}
-    text_config, places = model.model.config.get_text_config(), _places(model)
-    weights: dict[str, Weight] = {}
-    lost = []
-    for name, weight in unfused(found, family=model.family, text_config=text_config):
-        place = place_of(name, family=model.family, places=places)
-        if place is None:
-            lost.append(weight.origin)
-        elif place not in weights:
-            weights[place] = weight
-    has_lora = any('.lora_' in name for name in weights)
-    remark = ' (it does not say the alpha of its LoRA layers: that of the config is used)' if has_lora else ''
-    return Source(path, weights, sorted(lost), remark=remark)
+    source = _renamed(path, found, model=model)
+    if not any('.lora_' in name for name in source.weights):
+        return source
+    return replace(source, remark=' (it does not say the alpha of its LoRA layers: that of the config is used)')
 
 
 _OPENERS: dict[Kind, Callable[[Path, SupervisedFinetune], Source]] = {

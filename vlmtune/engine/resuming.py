@@ -103,12 +103,22 @@ def resume_from(runner: Any, path: Path) -> None:
     logger.info('resumed from %s at iteration %d of %d', path, loop.iter, loop.max_iters)
 
 
-def check_resumable(path: Path) -> None:
-    """Tell what is wrong with the checkpoint that ``--resume`` names, without reading more than its manifest.
+def check_resumable(resume: str | bool, *, work_dir: Path) -> None:
+    """Tell what is wrong with the checkpoint that ``--resume`` means, without reading more than manifests.
+
+    Args:
+        resume: True: the newest checkpoint of the work dir, if there is one. Or the path of one.
+        work_dir: of the run.
 
     Raises:
         CheckpointError: it is broken, foreign, holds weights only, or is the folder of checkpoints.
     """
+    if not isinstance(resume, str):
+        newest = checkpoint.find_latest(work_dir, hashes=False).path if resume else None
+        if newest is not None:
+            _refuse_weights_only(newest, read_manifest(newest))
+        return
+    path = Path(resume)
     inside = checkpoint.find_latest(path, hashes=False).path
     if inside is not None:
         raise CheckpointError(f'{path} is a work dir, expected a checkpoint: resume from {inside}')

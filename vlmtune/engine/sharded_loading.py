@@ -11,23 +11,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers.integrations import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from vlmtune.engine.deepspeed_config import read_config, without_auto
 from vlmtune.models.loading import parse_dtype
+from vlmtune.models.sharded import loaded_in_pieces
 from vlmtune.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
-
-
-class _ZeroConfig:
-    """What transformers asks for; its own class of this purpose needs deepspeed imported before transformers is."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
-
-    def is_zero3(self) -> bool:
-        return True
 
 
 def shards_weights(strategy: Mapping[str, Any] | None) -> bool:
@@ -90,12 +80,8 @@ def sharded_weights(cfg: Mapping[str, Any]) -> Iterator[None]:
         return
     logger.info('weights are loaded in pieces')
     dtype = parse_dtype(cfg['model'].get('dtype', 'bfloat16'))
-    config = _ZeroConfig(_for_loading(_read(strategy), dtype))
-    set_hf_deepspeed_config(config)  # transformers keeps a weak reference
-    try:
+    with loaded_in_pieces(_for_loading(_read(strategy), dtype)):
         yield
-    finally:
-        unset_hf_deepspeed_config()
 
 
 def _for_loading(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:

@@ -1,18 +1,32 @@
 """Loads a model of a known family."""
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from vlmtune.families import Family, find_family
+from vlmtune.layouts import Layout, find_layout, find_source, open_weights, read_config, to_native
 from vlmtune.models.quantization import quantization_config
-from vlmtune.models.sharded import convert_by_logical_shape
-from vlmtune.utils.errors import ConfigError
-from vlmtune.utils.pretrained import load_pretrained
+from vlmtune.models.sharded import built_whole, convert_by_logical_shape
+from vlmtune.utils.errors import ConfigError, ModelError
+from vlmtune.utils.imports import import_name
+from vlmtune.utils.pretrained import find_folder, load_pretrained
 
+GENERATION_FILE = 'generation_config.json'
 AUTO_CLASSES = {'causal_lm': AutoModelForCausalLM, 'image_text_to_text': AutoModelForImageTextToText}
+WITH_REPORT: dict[str, Any] = dict(output_loading_info=True, ignore_mismatched_sizes=True)
+_KINDS = dict(missing_keys='missing', unexpected_keys='unknown', mismatched_keys='of another shape')
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 
@@ -27,21 +41,44 @@ def parse_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def read_family(pretrained_model_name_or_path: str, **source: Any) -> Family:
+def read_family(pretrained_model_name_or_path: str | Mapping[str, Any], **source: Any) -> Family:
     """The row of a checkpoint's family, from its config.json alone.
 
     Args:
-        pretrained_model_name_or_path: a folder or a hub id.
+        pretrained_model_name_or_path: a folder, a hub id, or the parts of a LLaVA.
         source: trust_remote_code and revision, see ``load_pretrained``.
 
     Raises:
         ModelError: the checkpoint cannot be read or its family is not supported.
     """
-    return find_family(load_pretrained(AutoConfig, pretrained_model_name_or_path, **source).model_type)
+    return find_family(read_config(find_source(pretrained_model_name_or_path), **source).model_type)
+
+
+def auto_class(family: Family) -> Any:
+    """The ``AutoModelFor...`` that builds the family's models; one of ours is made known to it."""
+    found = AUTO_CLASSES[family.auto_class]
+    if family.model is not None:
+        own = import_name(family.model)
+        found.register(own.config_class, own, exist_ok=True)
+    return found
+
+
+def build_outline(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
+    """A model of sizes, on the meta device.
+
+    Args:
+        config: of a known family.
+        options: dtype, attn_implementation.
+
+    Raises:
+        ModelError: the family is not supported.
+    """
+    with torch.device('meta'), built_whole():
+        return auto_class(find_family(config.model_type)).from_config(config, **options)
 
 
 def load_model(
-    pretrained_model_name_or_path: str,
+    pretrained_model_name_or_path: str | Mapping[str, Any],
     *,
     dtype: torch.dtype = torch.bfloat16,
     quantization: str | None = None,
@@ -61,29 +98,100 @@ def load_model(
         ConfigError: an unknown quantization.
     """
     source: dict[str, Any] = dict(trust_remote_code=trust_remote_code, revision=revision)
-    family = read_family(pretrained_model_name_or_path, **source)
+    name_or_path = find_source(pretrained_model_name_or_path)
+    config = read_config(name_or_path, **source)
+    family = find_family(config.model_type)
+    options: dict[str, Any] = dict(dtype=dtype, attn_implementation=attn_implementation)
     if torch.device(device).type == 'meta':
-        config = load_pretrained(AutoConfig, pretrained_model_name_or_path, **source)
-        with torch.device('meta'):
-            auto_class = AUTO_CLASSES[family.auto_class]
-            return auto_class.from_config(config, dtype=dtype, attn_implementation=attn_implementation), family
+        return build_outline(config, **options), family
     if is_deepspeed_zero3_enabled():
         convert_by_logical_shape(family.model_type)
     quantized = quantization_config(quantization, family=family, dtype=dtype)
-    options: dict[str, Any] = (
-        {} if quantized is None else dict(quantization_config=quantized, device_map={'': torch.device(device)})
-    )
+    if quantized is not None:
+        options |= dict(quantization_config=quantized, device_map={'': torch.device(device)})
+    layout = find_layout(name_or_path, revision=revision)
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
-        model = load_pretrained(
-            AUTO_CLASSES[family.auto_class],
-            pretrained_model_name_or_path,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            **options,
-            **source,
-        )
+        if layout is None:
+            model, info = load_pretrained(auto_class(family), name_or_path, **options, **source, **WITH_REPORT)
+            refuse_misfit(name_or_path, info, kinds=('missing_keys', 'mismatched_keys'))
+        else:
+            folder = find_folder(name_or_path, revision=revision)
+            model = _load_original(folder, layout=layout, config=config, options=options)
     _keep_quantized_layout(model)
     return model, family
+
+
+def refuse_misfit(name_or_path: str, info: Mapping[str, Any], *, kinds: Sequence[str] = tuple(_KINDS)) -> None:
+    """Raise if a checkpoint and its config.json differ, of which transformers only warns.
+
+    Args:
+        name_or_path: of the checkpoint.
+        info: of ``from_pretrained(..., **WITH_REPORT)``.
+        kinds: of differences.
+
+    Raises:
+        ModelError: they differ; the first weight of each kind is named.
+    """
+    found = {kind: sorted(map(_described, info[kind])) for kind in kinds}
+    if wrong := [
+        f'{len(names)} weights are {_KINDS[kind]} (first: {names[0]})' for kind, names in found.items() if names
+    ]:
+        raise ModelError(f'{name_or_path} does not fit its own config.json: {", ".join(wrong)}')
+
+
+def _described(key: Any) -> str:
+    if isinstance(key, str):
+        return key
+    name, found, expected = key
+    return f'{name} is {tuple(found)}, expected {tuple(expected)}'
+
+
+def _load_original(
+    folder: Path, *, layout: Layout, config: PreTrainedConfig, options: Mapping[str, Any]
+) -> PreTrainedModel:
+    """A model whose weights lie under other names, some of them in one; none may be missing or left over."""
+    outline = build_outline(config)
+    expected = {name: tensor.shape for name, tensor in outline.state_dict().items()}
+    found = (layout.open_weights or open_weights)(folder)
+    weights = to_native(found, layout=layout, config=config, expected=expected, tied=_tied(outline))
+    model = load_converted(type(outline), config=config, weights=weights, options=options)
+    if (folder / GENERATION_FILE).is_file():
+        model.generation_config = load_pretrained(GenerationConfig, str(folder))
+    return model
+
+
+def load_converted(
+    model_class: type[PreTrainedModel],
+    *,
+    config: PreTrainedConfig,
+    weights: Mapping[str, Tensor],
+    options: Mapping[str, Any],
+) -> PreTrainedModel:
+    """A model from weights by the names of its modules.
+
+    Args:
+        model_class: of transformers or ours.
+        config: of the model.
+        weights: all of them; those that are tied to others may be left out.
+        options: of ``from_pretrained``: dtype, attn_implementation, quantization_config, device_map.
+
+    Raises:
+        ModelError: a weight was not taken.
+    """
+    loaded: Any = model_class.from_pretrained(
+        None, config=config, state_dict=dict(weights), output_loading_info=True, **options
+    )
+    model, info = loaded
+    if wrong := sorted({*info['missing_keys'], *info['unexpected_keys'], *map(str, info['mismatched_keys'])}):
+        raise ModelError(f'{len(wrong)} weights of {model_class.__name__} were not taken (first: {wrong[0]})')
+    return model
+
+
+def _tied(model: PreTrainedModel) -> frozenset[str]:
+    """Second names of weights that have two."""
+    first: dict[int, str] = {}
+    named = model.named_parameters(remove_duplicate=False)
+    return frozenset(name for name, weight in named if first.setdefault(id(weight), name) != name)
 
 
 def _keep_quantized_layout(model: PreTrainedModel) -> None:

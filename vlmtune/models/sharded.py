@@ -4,7 +4,7 @@ DeepSpeed leaves an empty tensor in the place of such a weight and notes its sha
 sizes asks here; code that reads or writes values gathers them first, on all ranks.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Transpose
+from transformers.integrations import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 
 def is_sharded(parameter: nn.Parameter) -> bool:
@@ -41,6 +42,49 @@ def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
     with GatheredParameters(pieces, modifier_rank=None):
         yield
+
+
+class _ZeroConfig:
+    """What transformers asks for; its own class of this purpose needs deepspeed imported before transformers is."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = config
+        self.is_on = True
+
+    def is_zero3(self) -> bool:
+        return self.is_on
+
+
+_zero_configs: list[_ZeroConfig] = []  # transformers keeps a weak reference
+
+
+@contextmanager
+def loaded_in_pieces(config: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, transformers builds models whose weights are sharded from the start.
+
+    Args:
+        config: of DeepSpeed.
+    """
+    _zero_configs.append(_ZeroConfig(config))
+    set_hf_deepspeed_config(_zero_configs[-1])
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        _zero_configs.pop()
+
+
+@contextmanager
+def built_whole() -> Iterator[None]:
+    """Inside, models are built as they are everywhere, also within ``loaded_in_pieces``."""
+    was_on = [config.is_on for config in _zero_configs]
+    for config in _zero_configs:
+        config.is_on = False
+    try:
+        yield
+    finally:
+        for config, is_on in zip(_zero_configs, was_on, strict=True):
+            config.is_on = is_on
 
 
 class _TransposeIfOther(Transpose):

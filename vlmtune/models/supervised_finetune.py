@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmtune.families import PartName
+from vlmtune.layouts import check_projector
 from vlmtune.models.attention import apply_attention, attention_inputs, check_attention, transformers_name
 from vlmtune.models.checkpointing import apply_checkpointing
 from vlmtune.models.kernels import apply_liger, check_liger
@@ -52,7 +53,7 @@ class SupervisedFinetune(nn.Module):
     ``dtype``.
 
     Args:
-        pretrained_model_name_or_path: a folder or a hub id.
+        pretrained_model_name_or_path: a folder, a hub id, or the parts of a LLaVA, see ``layouts.llava_parts``.
         tune: part -> 'frozen', 'lora', 'full', or a dict with the part's own settings.
         lora: settings that all parts in mode lora share (r, alpha, dropout, use_dora, use_rslora, target_modules).
         quantization: None, 'nf4' or 'int8' for the frozen linear layers of the language model.
@@ -74,7 +75,7 @@ class SupervisedFinetune(nn.Module):
 
     def __init__(
         self,
-        pretrained_model_name_or_path: str,
+        pretrained_model_name_or_path: str | Mapping[str, Any],
         *,
         tune: Mapping[str, Any],
         lora: Mapping[str, Any] | None = None,
@@ -128,7 +129,7 @@ class SupervisedFinetune(nn.Module):
 
     @staticmethod
     def check(
-        pretrained_model_name_or_path: str,
+        pretrained_model_name_or_path: str | Mapping[str, Any],
         *,
         tune: Mapping[str, Any],
         lora: Mapping[str, Any] | None = None,
@@ -149,6 +150,7 @@ class SupervisedFinetune(nn.Module):
         """
         family = read_family(pretrained_model_name_or_path, trust_remote_code=trust_remote_code, revision=revision)
         plans = plan_parts(tune, family=family, lora=lora)
+        check_projector(pretrained_model_name_or_path, mode=plans['projector'].mode if family.has_vision else 'frozen')
         quantization_config(quantization, family=family, dtype=parse_dtype(dtype))
         device = str(find_device()) if device is None else device
         check_attention(attn_implementation, device=device)

@@ -56,6 +56,8 @@ LLAMA3 = _with_body(r"""
 {%- if add_generation_prompt -%}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif -%}
 """)
 
+INTERNLM2 = '{{- bos_token -}}' + chatml()
+
 QWEN3 = _with_body(r"""
 {%- set last = namespace(user=-1) -%}
 {%- for message in messages -%}

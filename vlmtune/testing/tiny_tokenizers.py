@@ -13,7 +13,7 @@ _BYTES = 256
 # Words with the space before them, single digits, punctuation with the newlines after it, newlines, other space. Like
 # the families' own patterns it joins '?' and '\n' into one piece, so that a boundary inside a piece shows.
 _PIECES = Regex(r' ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+\n*|\n+|\s+')
-_CORPUS = (
+CORPUS = (
     'USER: What is in the image?\n\nASSISTANT: The image shows a red square on a white wall. ',
     'user\nWhat colour is the square in the picture?\nassistant\nThe colour of the square is blue.\n',
     'User: How many shapes are there? Assistant: There are two shapes: a small green circle and a large square.\n\n',
@@ -87,6 +87,7 @@ TOKENIZERS: Mapping[str, TinyTokenizer] = {
     'qwen2': _qwen(_IM, templates.chatml(system=_HELPFUL)),
     'qwen3': _qwen((*_IM, *_BOXES), templates.QWEN3, plain=('<think>', '</think>')),
     'qwen2_vl': _qwen(_QWEN_VL, templates.chatml(image=_QWEN_IMAGE, system=_HELPFUL)),
+    'points': _qwen(_QWEN_VL, templates.chatml(system=_HELPFUL)),  # the template of a Qwen2.5, which knows no images
     'qwen3_vl': _qwen(_QWEN_VL, templates.chatml(image=_QWEN_IMAGE), plain=('<think>', '</think>')),
     'llava': TinyTokenizer(
         bos='<s>',
@@ -149,6 +150,37 @@ TOKENIZERS: Mapping[str, TinyTokenizer] = {
         named={'boi_token': '<start_of_image>', 'eoi_token': '<end_of_image>', 'image_token': '<image_soft_token>'},
         chat_template=templates.GEMMA3,
     ),
+    'internlm2': TinyTokenizer(
+        bos='<s>',
+        eos='</s>',
+        unk='<unk>',
+        pad='</s>',
+        leading=_LLAMA2,
+        trailing=('<|plugin|>', '<|interpreter|>', '<|action_end|>', '<|action_start|>', '<|im_end|>', '<|im_start|>'),
+        adds_bos=True,
+        chat_template=templates.INTERNLM2,
+    ),
+    'internvl2': TinyTokenizer(
+        bos='<s>',
+        eos='</s>',
+        unk='<unk>',
+        pad='</s>',
+        leading=_LLAMA2,
+        trailing=(
+            *('<|im_end|>', '<|im_start|>', '<img>', '</img>', '<IMG_CONTEXT>'),
+            *('<quad>', '</quad>', '<ref>', '</ref>', '<box>', '</box>'),
+        ),
+        adds_bos=True,
+    ),
+    'minicpmv': TinyTokenizer(
+        bos='<s>',
+        eos='</s>',
+        unk='<unk>',
+        pad='<unk>',
+        leading=_LLAMA2,
+        trailing=('<image>', '</image>', '<slice>', '</slice>', '<box>', '</box>'),
+        adds_bos=True,
+    ),
     'paligemma': TinyTokenizer(
         bos='<bos>',
         eos='<eos>',
@@ -177,7 +209,7 @@ def build_tokenizer(name: str) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_CORPUS, trainer)
+    tokenizer.train_from_iterator(CORPUS, trainer)
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in spec.trailing])
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in spec.plain])
     if spec.adds_bos and spec.bos is not None:

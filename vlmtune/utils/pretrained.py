@@ -1,13 +1,18 @@
 """Loading from a folder or a hub, with failures that a user understands."""
 
+import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
+from transformers.utils import cached_file
 
 from vlmtune.utils.errors import ConfigError, ModelError
 from vlmtune.utils.safe_torch import check_legacy
@@ -19,6 +24,29 @@ _FAILURES = (
     OSError, ValueError, ImportError, RuntimeError, TypeError, LookupError, AttributeError, EOFError, AssertionError,
     UnpicklingError, SafetensorError,
 )  # fmt: skip
+
+
+def check_source(name_or_path: str, *, trust_remote_code: bool = False, revision: str | None = None) -> str:
+    """The folder, with the user's home in place of ~, or the hub id.
+
+    Raises:
+        ModelError: it can be neither.
+        ConfigError: code of a hub id would be run whose commit is not named.
+    """
+    path = os.path.expanduser(name_or_path)
+    looks_local = path.startswith(('/', './', '../')) or path.count('/') != 1
+    if not os.path.isdir(path) and looks_local:
+        raise ModelError(
+            f'no model at {os.path.abspath(path)}; expected a folder with config.json, or a hub id such as org/name'
+        )
+    if os.path.isdir(path) and not os.path.isfile(os.path.join(path, 'config.json')):
+        raise ModelError(f'{os.path.abspath(path)} has no config.json; expected a Hugging Face model folder')
+    if trust_remote_code and not os.path.isdir(path) and not (revision and _COMMIT.fullmatch(revision)):
+        raise ConfigError(
+            f'trust_remote_code=True for {name_or_path} with revision={revision!r}; expected the commit whose code you '
+            'have read, 40 hexadecimal digits: what a branch or tag names can be changed by others'
+        )
+    return path
 
 
 def load_pretrained(
@@ -37,19 +65,7 @@ def load_pretrained(
         ModelError: the folder or hub id cannot be read.
         ConfigError: code of a hub id would be run whose commit is not named.
     """
-    path = os.path.expanduser(name_or_path)
-    looks_local = path.startswith(('/', './', '../')) or path.count('/') != 1
-    if not os.path.isdir(path) and looks_local:
-        raise ModelError(
-            f'no model at {os.path.abspath(path)}; expected a folder with config.json, or a hub id such as org/name'
-        )
-    if os.path.isdir(path) and not os.path.isfile(os.path.join(path, 'config.json')):
-        raise ModelError(f'{os.path.abspath(path)} has no config.json; expected a Hugging Face model folder')
-    if trust_remote_code and not os.path.isdir(path) and not (revision and _COMMIT.fullmatch(revision)):
-        raise ConfigError(
-            f'trust_remote_code=True for {name_or_path} with revision={revision!r}; expected the commit whose code you '
-            'have read, 40 hexadecimal digits: what a branch or tag names can be changed by others'
-        )
+    path = check_source(name_or_path, trust_remote_code=trust_remote_code, revision=revision)
     if auto_class.__name__.startswith('AutoModel') and os.path.isdir(path):
         _check_pickles(Path(path))
     try:
@@ -61,6 +77,52 @@ def load_pretrained(
     except _FAILURES as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f'cannot load {name_or_path} with {auto_class.__name__}: {reason}') from error
+
+
+def read_source_json(source: str, name: str, *, revision: str | None = None) -> dict[str, Any] | None:
+    """A json file of a model, from its folder or the hub cache; None where it has none.
+
+    Raises:
+        ModelError: it is no json object.
+    """
+    found = cached_file(
+        source,
+        name,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if found is None:
+        return None
+    try:
+        content = json.loads(Path(found).read_text('utf-8'))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f'{found} is no json: {str(error)[:160]}') from error
+    if not isinstance(content, dict):
+        raise ModelError(f'{found} holds a {type(content).__name__}, expected an object')
+    return content
+
+
+def find_folder(name_or_path: str, *, revision: str | None = None, patterns: Sequence[str] | None = None) -> Path:
+    """The folder of a model: a local one, or that of a hub id, which is downloaded.
+
+    Args:
+        name_or_path: a folder or a hub id.
+        revision: of a hub id.
+        patterns: of the files that are wanted; None: all of them.
+
+    Raises:
+        ModelError: there is none.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path
+    try:
+        return Path(
+            snapshot_download(name_or_path, revision=revision, allow_patterns=list(patterns) if patterns else None)
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(f'no model {name_or_path}: neither a folder nor found on the hub') from error
 
 
 def _check_pickles(folder: Path) -> None:

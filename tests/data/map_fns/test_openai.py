@@ -6,7 +6,7 @@ import pytest
 
 from vlmtune.data.map_fns import openai_map_fn
 from vlmtune.structures import ImagePart, ImageRef, TextPart
-from vlmtune.utils.errors import DataError
+from vlmtune.utils.errors import ConfigError, DataError
 
 ANSWER = {'role': 'assistant', 'content': 'A.'}
 URI = 'data:image/png;base64,' + base64.b64encode(b'png').decode()
@@ -145,3 +145,37 @@ IMAGE = {'type': 'image'}
 def test_a_wrong_row_is_named(bad, message):
     with pytest.raises(DataError, match=message):
         openai_map_fn(bad)
+
+
+# ---- the first turn only
+
+
+def test_the_first_turn_only():
+    """Rows as llava-instruct-mix holds them: parts with an index, and every key in every part."""
+    row = {
+        'messages': [
+            {'role': 'system', 'content': 'S'},
+            {
+                'role': 'user',
+                'content': [
+                    {'type': 'text', 'text': 'Q1', 'index': None},
+                    {'type': 'image', 'text': None, 'index': 0},
+                ],
+            },
+            {'role': 'assistant', 'content': [{'type': 'text', 'text': 'A1', 'index': None}]},
+            {'role': 'user', 'content': [{'type': 'image', 'text': None, 'index': 1}]},
+            {'role': 'assistant', 'content': 'A2'},
+        ],
+        'images': ['a.png', 'b.png'],
+    }
+    assert len(openai_map_fn(row).messages) == 5
+    found = openai_map_fn(row, turns='first')
+    assert [(message.role, message.text) for message in found.messages] == [
+        ('system', 'S'),
+        ('user', 'Q1'),
+        ('assistant', 'A1'),
+    ]
+    assert parts(found, 1) == ['Q1', 0]
+    assert found.images == (ImageRef('a.png'),)
+    with pytest.raises(ConfigError, match="turns='one'; expected 'all' or 'first'"):
+        openai_map_fn(row, turns='one')

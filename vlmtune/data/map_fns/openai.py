@@ -1,7 +1,7 @@
 """The messages format of OpenAI's API and of transformers' chat templates."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from vlmtune.data.image_refs import to_image_ref
 from vlmtune.data.map_fns.marks import Mark, plural, split_at_marks
@@ -9,13 +9,15 @@ from vlmtune.data.map_fns.objects import place_objects
 from vlmtune.data.map_fns.rows import image_refs, require_list, require_mapping, require_text
 from vlmtune.data.map_fns.turns import Turn, build_conversation, parse_role
 from vlmtune.structures import BoxConvention, Conversation, ImageRef, Role
-from vlmtune.utils.errors import DataError
+from vlmtune.utils.errors import ConfigError, DataError
 
 _ROLES: dict[str, Role] = {'system': 'system', 'developer': 'system', 'user': 'user', 'assistant': 'assistant'}
 _IMAGE_KEYS = ('image', 'path', 'base64', 'url')
 
 
-def openai_map_fn(row: Mapping[str, Any], *, boxes: BoxConvention | None = None) -> Conversation:
+def openai_map_fn(
+    row: Mapping[str, Any], *, boxes: BoxConvention | None = None, turns: Literal['all', 'first'] = 'all'
+) -> Conversation:
     """``{"messages": [{"role", "content", "loss"}], "images": [...]}``.
 
     ``content`` is a text or a list of parts::
@@ -31,18 +33,31 @@ def openai_map_fn(row: Mapping[str, Any], *, boxes: BoxConvention | None = None)
     template takes it, but the assistant must speak last. ``loss`` (or OpenAI's ``weight``) of a message is true, false,
     1 or 0 and says whether this answer is learned.
 
+    Args:
+        row: as above.
+        boxes: the convention of the boxes in ``objects``.
+        turns: 'first' leaves out what follows the first answer, and the images that only later turns show.
+
     Raises:
         DataError: the row is not of this format, or images shown and images given differ.
     """
+    if turns not in ('all', 'first'):
+        raise ConfigError(f"openai_map_fn: turns={turns!r}; expected 'all' or 'first'")
     images = _RowImages(image_refs(row))
-    turns = []
+    read: list[Turn] = []
     for i, value in enumerate(require_list(row, 'messages')):
         where = f'messages[{i}]'
         message = require_mapping(value, where)
         role = parse_role(message.get('role'), _ROLES, where=f"{where}['role']")
-        turns.append(Turn(role, _pieces(message, images, where=where), where, _loss(message, where=where)))
+        read.append(Turn(role, _pieces(message, images, where=where), where, _loss(message, where=where)))
     images.finish()
-    return build_conversation(place_objects(turns, row, boxes=boxes), alternate=False)
+    placed = place_objects(read, row, boxes=boxes)
+    return build_conversation(_through_first_answer(placed) if turns == 'first' else placed, alternate=False)
+
+
+def _through_first_answer(turns: Sequence[Turn]) -> Sequence[Turn]:
+    end = next((i for i, turn in enumerate(turns) if turn.role == 'assistant'), len(turns))
+    return turns[: end + 1]
 
 
 class _RowImages:

@@ -1,0 +1,29 @@
+"""New tokens that texts may hold, such as the marks of a table in transcribed pages."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tokenizers import AddedToken
+
+from vlmtune.utils.errors import ConfigError
+
+
+def add_new_tokens(tokenizer: Any, tokens: Sequence[str]) -> tuple[str, ...]:
+    """Let the tokenizer read each of ``tokens`` as one token; returns those that it did not know.
+
+    They are no special tokens: in questions and answers they count as the token, not as its letters, and decoding keeps
+    them, with ``skip_special_tokens`` as well.
+
+    Raises:
+        ConfigError: not a list of texts, or one of them is a control token of the tokenizer.
+    """
+    if isinstance(tokens, str) or not all(isinstance(token, str) and token.strip() for token in tokens):
+        raise ConfigError(f"new_tokens={tokens!r}: expected a list of texts, for example ['<table_begin>']")
+    if taken := sorted(set(tokens) & set(tokenizer.all_special_tokens)):
+        raise ConfigError(
+            f'new_tokens: {taken[0]!r} is a control token of this model, which texts cannot hold; rename it'
+        )
+    known = tokenizer.get_vocab()
+    new = tuple(dict.fromkeys(token for token in tokens if token not in known))
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in new])
+    return new

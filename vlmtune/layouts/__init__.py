@@ -1,0 +1,24 @@
+"""Ways in which checkpoints lie on disk other than that of transformers: names, configs and processor files."""
+
+from vlmtune.layouts.layout import Layout
+from vlmtune.layouts.llava_parts import check_projector, find_source
+from vlmtune.layouts.names import Fused, NameMap, Rename, Rule
+from vlmtune.layouts.view import find_layout, native_view, read_config
+from vlmtune.layouts.weights import Weight, open_weights, to_native, to_original
+
+__all__ = [
+    'Fused',
+    'Layout',
+    'NameMap',
+    'Rename',
+    'Rule',
+    'Weight',
+    'check_projector',
+    'find_layout',
+    'find_source',
+    'native_view',
+    'open_weights',
+    'read_config',
+    'to_native',
+    'to_original',
+]

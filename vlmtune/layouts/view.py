@@ -1,0 +1,102 @@
+"""A checkpoint in any layout, seen as transformers would have written it: config and processor files, no weights."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from vlmtune.families import FAMILIES, LAYOUTS, find_family
+from vlmtune.layouts.layout import Layout
+from vlmtune.layouts.token_ids import find_token_id
+from vlmtune.utils.imports import import_name
+from vlmtune.utils.pretrained import check_source, find_folder, load_pretrained, read_source_json
+
+CONFIG_FILE, TEMPLATE_FILE = 'config.json', 'chat_template.jinja'
+_NO_WEIGHTS = ('*.json', '*.jinja', '*.model', '*.txt')
+
+
+def find_layout(name_or_path: str, *, revision: str | None = None) -> Layout | None:
+    """The layout of a checkpoint, by the model type in its config.json; None where transformers or our class reads it.
+
+    Args:
+        name_or_path: a folder or a hub id.
+        revision: of a hub id.
+    """
+    raw = _raw_config(name_or_path, revision)
+    # Configs that were written by code of their own may lack the model type; they name the class of that code.
+    names = (raw['model_type'],) if 'model_type' in raw else tuple(raw.get('architectures') or ())
+    dotted = next((LAYOUTS[str(name)] for name in names if str(name) in LAYOUTS), None)
+    return None if dotted is None else import_name(dotted)
+
+
+def read_config(name_or_path: str, *, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedConfig:
+    """The config of the class that trains a checkpoint, whatever its layout.
+
+    Args:
+        name_or_path: a folder or a hub id.
+        trust_remote_code: for checkpoints that neither transformers nor the table of families knows.
+        revision: of a hub id.
+
+    Raises:
+        ModelError: it cannot be read.
+        ConfigError: code of a hub id would be run whose commit is not named.
+    """
+    check_source(name_or_path, trust_remote_code=trust_remote_code, revision=revision)  # before anybody is asked
+    raw = _raw_config(name_or_path, revision)
+    layout = find_layout(name_or_path, revision=revision)
+    if layout is not None:
+        config = _native_config(layout, raw, name_or_path, revision)
+        _make_known(config.model_type)  # also to who reads the view's config.json
+        return config
+    _make_known(str(raw.get('model_type')))
+    if not trust_remote_code and 'model_type' in raw and raw['model_type'] not in CONFIG_MAPPING:
+        find_family(str(raw['model_type']))  # transformers would ask for code of the checkpoint, which is no way out
+    return load_pretrained(AutoConfig, name_or_path, trust_remote_code=trust_remote_code, revision=revision)
+
+
+@contextmanager
+def native_view(name_or_path: str, *, revision: str | None = None) -> Iterator[str]:
+    """Inside, a folder or hub id from which config and processor files can be read as transformers writes them.
+
+    Raises:
+        ModelError: the checkpoint's layout is known, but something in it is not.
+    """
+    layout = find_layout(name_or_path, revision=revision)
+    if layout is None:
+        yield name_or_path
+        return
+    source = find_folder(name_or_path, revision=revision, patterns=_NO_WEIGHTS)
+    with tempfile.TemporaryDirectory(prefix='vlmtune-view-') as folder:
+        read_config(name_or_path, revision=revision).save_pretrained(folder)
+        layout.write_processor_files(source, Path(folder))
+        _copy_template(source / TEMPLATE_FILE, Path(folder), image_token=layout.image_token)
+        yield folder
+
+
+def _copy_template(own: Path, folder: Path, *, image_token: str | None) -> None:
+    """That of an export of ours that was trained with another one; one that shows no image is of the bare LLM."""
+    if own.is_file() and (image_token is None or image_token in own.read_text('utf-8')):
+        shutil.copyfile(own, folder / TEMPLATE_FILE)
+
+
+def _make_known(model_type: str) -> None:
+    """Tell AutoConfig of a config class of ours."""
+    family = FAMILIES.get(model_type)
+    if family is not None and family.model is not None:
+        AutoConfig.register(model_type, import_name(family.model).config_class, exist_ok=True)
+
+
+def _native_config(layout: Layout, raw: dict[str, Any], name_or_path: str, revision: str | None) -> PreTrainedConfig:
+    config = layout.read_config(raw)
+    if layout.image_token is not None:
+        source = find_folder(name_or_path, revision=revision, patterns=_NO_WEIGHTS)
+        config.image_token_id = find_token_id(source, layout.image_token)
+    return config
+
+
+def _raw_config(name_or_path: str, revision: str | None) -> dict[str, Any]:
+    return read_source_json(check_source(name_or_path), CONFIG_FILE, revision=revision) or {}
