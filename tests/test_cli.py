@@ -48,7 +48,7 @@ FROZEN = {
         '--dtype': None,
         '--fp32': None,
         '--device': 'auto',
-        '--format': 'hf',
+        '--format': None,
     },
     'convert merge': {
         'positional': ['base', 'adapter', 'output'],
@@ -56,14 +56,16 @@ FROZEN = {
         '--dtype': None,
         '--fp32': None,
         '--device': 'auto',
-        '--format': 'hf',
+        '--format': None,
     },
+    'verify-model': {'positional': ['path'], '--dtype': 'float32', '--device': 'auto', '--json': False},
     'chat': {
         'positional': ['model'],
         '--adapter': None,
         '--image': [],
         '--prompt': None,
         '--system': None,
+        '--example': [],
         '--max-new-tokens': 512,
         '--temperature': 0.0,
         '--top-p': 1.0,
@@ -84,6 +86,7 @@ DOORS = {
     'convert': 'convert',
     'pth_to_hf': 'convert pth_to_hf',
     'merge': 'convert merge',
+    'verify_model': 'verify-model',
     'chat': 'chat',
     'list_cfg': 'list-cfg',
     'copy_cfg': 'copy-cfg',
@@ -119,6 +122,7 @@ def called(monkeypatch):
     stand_in('browse_data', 'browse_data')
     stand_in('convert', 'pth_to_hf')
     stand_in('merge', 'merge')
+    stand_in('verify_model', 'verify_model')
     stand_in('chat', 'chat')
     monkeypatch.delenv('NPROC_PER_NODE', raising=False)
     return calls
@@ -187,10 +191,13 @@ def test_convert_and_chat_pass_everything_on(called):
     options = dict(max_shard_size='5GB', dtype='float32', device='cpu', layout='original')
     assert called[-1] == ('pth_to_hf', ('c.py', 'iter_1.pth', 'out'), options)
     assert main('convert merge base adapter out --dtype bfloat16 --max-shard-size 2GB'.split()) == 0
-    options = dict(max_shard_size='2GB', dtype='bfloat16', device='auto', layout='hf')
+    options = dict(max_shard_size='2GB', dtype='bfloat16', device='auto', layout=None)
     assert called[-1] == ('merge', ('base', 'adapter', 'out'), options)
+    assert main('verify-model m --dtype auto --device cpu --json'.split()) == 0
+    assert called[-1] == ('verify_model', ('m',), dict(dtype='auto', device='cpu', as_json=True))
     line = 'chat m --adapter a --image 1.png 2.png --prompt hi --system s --max-new-tokens 9 --temperature 0.5'
     line += ' --top-p 0.9 --top-k 4 --seed 1 --bits 4 --image 3.png --boxes --draw-boxes b.png'
+    line += ' --example p.png Read. @p.md --example q.png Read. Nothing.'
     assert main(line.split()) == 0
     assert called[-1][1:] == (
         ('m',),
@@ -199,6 +206,7 @@ def test_convert_and_chat_pass_everything_on(called):
             images=['1.png', '2.png', '3.png'],
             prompt='hi',
             system='s',
+            examples=[['p.png', 'Read.', '@p.md'], ['q.png', 'Read.', 'Nothing.']],
             max_new_tokens=9,
             temperature=0.5,
             top_p=0.9,
@@ -362,7 +370,7 @@ def test_version_help_and_list_are_quick_and_import_nothing_heavy():
 
 
 def test_doors_in_tools_are_the_verbs():
-    tools = sorted((ROOT / 'tools').glob('*.py'))
+    tools = sorted(path for path in (ROOT / 'tools').glob('*.py') if path.stem != 'models_table')  # `make models`
     assert {path.stem for path in tools} == set(DOORS)
     for path in tools:
         run = subprocess.run(

@@ -124,6 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(verbs)
     _add_data_verbs(verbs)
     _add_convert(verbs)
+    _add_verify(verbs)
     _add_chat(verbs)
     _add_config_verbs(verbs)
     return parser
@@ -223,10 +224,21 @@ def _add_export_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         '--format',
         choices=('hf', 'original'),
-        default='hf',
         dest='layout',
-        help="hf: for Auto classes and serving engines; original: the layout of the model's own code",
+        help='hf (for Auto classes, where transformers has the family) or original (the files and names of the base)',
     )
+
+
+def _add_verify(verbs: Any) -> None:
+    verb = _add_verb(
+        verbs, 'verify-model', cli_verbs.run_verify_model, 'load a checkpoint strictly and print what it answers'
+    )
+    verb.add_argument('path', metavar='PATH', help='a folder or a hub id, in any layout that is known')
+    verb.add_argument(
+        '--dtype', choices=('float32', 'bfloat16', 'float16', 'auto'), default='float32', help='to compute in (float32)'
+    )
+    verb.add_argument('--device', choices=('cuda', 'cpu', 'auto'), default='auto')
+    verb.add_argument('--json', action='store_true', dest='as_json', help='print one JSON document')
 
 
 def _add_chat(verbs: Any) -> None:
@@ -236,6 +248,15 @@ def _add_chat(verbs: Any) -> None:
     verb.add_argument('--image', nargs='+', action='extend', default=[], dest='images', metavar='FILE')
     verb.add_argument('--prompt', metavar='TEXT', help='answer this and stop; without it, a conversation')
     verb.add_argument('--system', metavar='S')
+    verb.add_argument(
+        '--example',
+        nargs=3,
+        action='append',
+        default=[],
+        dest='examples',
+        metavar=('IMAGE', 'QUESTION', 'ANSWER'),
+        help="show an answered turn first; '@FILE' is the text in FILE, QUESTION '' that of --prompt; may be repeated",
+    )
     verb.add_argument('--max-new-tokens', type=_positive, default=512, metavar='N')
     verb.add_argument('--temperature', type=float, default=0.0, metavar='T', help='0 (the default) is greedy')
     verb.add_argument('--top-p', type=float, default=1.0, metavar='P')

@@ -129,11 +129,18 @@ def _export_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in names}
 
 
+def run_verify_model(arguments: argparse.Namespace) -> None:
+    from vlmtune.apps.verify_model import verify_model
+
+    verify_model(arguments.path, dtype=arguments.dtype, device=arguments.device, as_json=arguments.as_json)
+
+
 def run_chat(arguments: argparse.Namespace) -> None:
     from vlmtune.apps.chat import chat
 
-    names = ['adapter', 'images', 'prompt', 'system', 'max_new_tokens', 'temperature', 'top_p', 'top_k', 'seed', 'bits']
-    chat(arguments.model, **{name: getattr(arguments, name) for name in [*names, 'boxes', 'draw_boxes']})
+    names = ['adapter', 'images', 'prompt', 'system', 'examples', 'max_new_tokens', 'temperature', 'top_p', 'top_k']
+    names += ['seed', 'bits', 'boxes', 'draw_boxes']
+    chat(arguments.model, **{name: getattr(arguments, name) for name in names})
 
 
 def run_list_cfg(arguments: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints without training: a tiny model, its trainable weights moved, written the way the engine writes."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from vlmtune.config import dump_config, load_config
 from vlmtune.data import Processor
@@ -72,15 +73,16 @@ def trained_run(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPa
         dtype: str = 'float32',
         special_tokens: tuple[str, ...] = (),
         model_options: dict[str, object] | None = None,
+        base: Path | None = None,
         **tune: str,
     ) -> Run:
-        key = repr((model_type, lora, quantization, dtype, special_tokens, model_options, tune))
+        key = repr((model_type, lora, quantization, dtype, special_tokens, model_options, base, tune))
         if key not in made:
-            base = str(tiny_model(model_type, **(model_options or {})))
+            source = str(base or tiny_model(model_type, **(model_options or {})))
             template = 'vicuna' if model_type in ('llava', 'llava_next') else None  # their own never ends an answer
-            processor = Processor(base, prompt_template=template, special_tokens=special_tokens)
+            processor = Processor(source, prompt_template=template, special_tokens=special_tokens)
             model = SupervisedFinetune(
-                base,
+                source,
                 tune=tune,
                 lora={**LORA, **(lora or {})},
                 quantization=quantization,
@@ -89,11 +91,11 @@ def trained_run(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPa
             )
             folder = tmp_path_factory.mktemp('run')
             Image.new('RGB', (60, 40), 'red').save(folder / 'square.png')
-            settings = dict(base=base, tune=tune, quantization=quantization, dtype=dtype)
+            settings = dict(base=source, tune=tune, quantization=quantization, dtype=dtype)
             (folder / 'recipe.py').write_text(_CONFIG.format(**settings))
             _move_weights(model)
             path = _write_checkpoint(model, processor, folder)
-            made[key] = Run(base, str(folder / 'recipe.py'), str(path), model, processor)
+            made[key] = Run(source, str(folder / 'recipe.py'), str(path), model, processor)
         return made[key]
 
     return factory
@@ -102,6 +104,38 @@ def trained_run(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPa
 def _vocab_size(processor: Processor) -> int:
     """More than the embeddings have, as with a tokenizer that fills them."""
     return processor.config.get_text_config().vocab_size + len(processor.special_tokens)
+
+
+GOLDENS = Path(__file__).resolve().parents[1] / 'goldens'
+
+
+@pytest.fixture(scope='session')
+def internlm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny InternLM2 as its authors store one: two files of weights, two dtypes, code, a licence. Read only."""
+    folder = tmp_path_factory.mktemp('internlm2') / 'internlm2-tiny'
+    folder.mkdir()
+    golden, note = load_file(GOLDENS / 'internlm2.safetensors'), json.loads((GOLDENS / 'internlm2.json').read_text())
+    weights = {name.removeprefix('weights/'): t for name, t in golden.items() if name.startswith('weights/')}
+    files: dict[str, dict[str, torch.Tensor]] = {f'model-0000{i}-of-00002.safetensors': {} for i in (1, 2)}
+    for name, tensor in weights.items():
+        kept = tensor if 'norm' in name else tensor.bfloat16()
+        files[f'model-0000{1 + (".layers.1." in name)}-of-00002.safetensors'][name] = kept
+    places = {name: file for file, tensors in files.items() for name in tensors}
+    for file, tensors in files.items():
+        save_file(tensors, folder / file, metadata={'format': 'pt'})
+    (folder / 'model.safetensors.index.json').write_text(
+        json.dumps({'metadata': {'total_size': 1}, 'weight_map': places})
+    )
+    (folder / 'config.json').write_text(json.dumps(note['config'] | dict(torch_dtype='bfloat16'), indent=4))
+    (folder / 'tokenizer_config.json').write_text(json.dumps(note['tokenizer_config']))
+    (folder / 'generation_config.json').write_text(json.dumps(dict(bos_token_id=1, eos_token_id=[2])))
+    (folder / 'tokenizer.model').write_bytes(golden['files/tokenizer.model'].numpy().tobytes())
+    for name in ('modeling_internlm2.py', 'tokenization_internlm2.py', 'configuration_internlm2.py'):
+        (folder / name).write_text('raise SystemExit("this was run")')
+    (folder / 'LICENSE').write_text('as it is')
+    (folder / 'README.md').write_text('the card of the base')
+    (folder / '.hidden').write_text('of git')
+    return folder
 
 
 @torch.no_grad()

@@ -1,9 +1,9 @@
 import pytest
 from PIL import Image
 
-from vlmtune.apps.chat_session import ChatSession
+from vlmtune.apps.chat_session import ChatSession, Example, read_examples
 from vlmtune.structures import ImageRef
-from vlmtune.utils.errors import DataError
+from vlmtune.utils.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -71,3 +71,51 @@ def test_a_bad_image_leaves_the_session_as_it_was(tmp_path, images, name, match)
 def test_a_text_model_takes_no_image(images):
     with pytest.raises(DataError, match='text model'):
         ChatSession(takes_images=False).add_image(images[0])
+
+
+# ---- examples
+
+
+def test_examples_stand_after_the_system_message_and_survive_clear(images):
+    examples = (Example(images[0], 'Read.', 'one'), Example('', 'And now?', 'two'))
+    session = ChatSession(system='Be brief.', examples=examples)
+    before = [
+        ('system', (), 'Be brief.'),
+        ('user', (0,), 'Read.'),
+        ('assistant', (), 'one'),
+        ('user', (), 'And now?'),
+        ('assistant', (), 'two'),
+    ]
+    session.add_image(images[1])
+    asked = session.ask('Read.')
+    assert shape(asked) == [*before, ('user', (1,), 'Read.')]
+    assert [image.path for image in asked.images] == images[:2]
+    session.record(asked, 'three')
+    session.clear()
+    assert shape(session.history) == before
+    assert session.waiting == ()
+
+
+def test_texts_of_examples_come_from_files_and_the_prompt(tmp_path):
+    page = tmp_path / 'page.md'
+    page.write_text('# Titel\n', encoding='utf-8')
+    given = [['a.png', '', f'@{page}'], ['', 'Why?', 'So.']]
+    assert read_examples(given, prompt='Read.') == (Example('a.png', 'Read.', '# Titel\n'), Example('', 'Why?', 'So.'))
+
+
+@pytest.mark.parametrize(
+    ('given', 'error', 'match'),
+    [
+        (['a.png', '', 'x'], ConfigError, "question '' stands for that of --prompt"),
+        (['a.png', 'Read.', ' '], ConfigError, 'empty answer'),
+        (['a.png', 'Read.', '@/no/such/file.md'], DataError, r'--example @/no/such/file.md: no text can be read from'),
+    ],
+)
+def test_a_bad_example(given, error, match):
+    with pytest.raises(error, match=match):
+        read_examples([given], prompt=None)
+
+
+def test_an_image_of_an_example_must_exist():
+    with pytest.raises(DataError, match='no image file at'):
+        ChatSession(examples=[Example('none.png', 'Read.', 'x')])

@@ -43,6 +43,8 @@ ADAPTERS = [
     ('gemma3', WITH_PROJECTOR, {}, ['model.multi_modal_projector']),
     ('paligemma', dict(vision_encoder='lora', projector='lora', llm='lora'), {}, None),
     ('llama', dict(embeddings='full', llm='lora'), dict(model_options=dict(tie_word_embeddings=True)), None),
+    ('qwen2_vl', dict(vision_encoder='lora', projector='full', llm='lora'), {}, ['model.visual.merger']),
+    ('internvl', WITH_PROJECTOR, {}, ['model.multi_modal_projector']),
 ]
 
 
@@ -218,7 +220,7 @@ def test_wrong_options_are_refused(trained_run, tmp_path):
     run, out = trained_run('llama', **LORA), tmp_path / 'out'
     refused(run, out, ConfigError, 'float32, bfloat16, float16', dtype='int8')
     refused(run, out, ConfigError, '5GB', max_shard_size='five')
-    refused(run, out, ConfigError, 'native to transformers', layout='original')
+    refused(run, out, ConfigError, 'no checkpoint in an original layout of llama', layout='original')
     refused(run, out, ConfigError, 'hf or original', layout='gguf')
     refused(run, out, ConfigError, 'cpu, cuda or auto', device='tpu')
     refused(run, out, ConfigError, 'not found', config='nowhere/recipe.py')

@@ -38,6 +38,9 @@ CASES = [
     ('llava_onevision', LORA, {}),
     ('gemma3', WITH_PROJECTOR, {}),
     ('paligemma', WITH_PROJECTOR, {}),
+    ('qwen2_vl', dict(llm='lora', embeddings='full'), {**NEW_TOKENS, **TIED}),
+    ('qwen3_vl', WITH_PROJECTOR, {}),
+    ('internvl', WITH_PROJECTOR, {}),
 ]
 
 
@@ -56,7 +59,7 @@ def test_merged_model_gives_the_logits_of_the_trained_one(trained_run, tmp_path,
     assert (run.logits(model) - want).abs().max() <= TOLERANCE * max(1.0, want.abs().max().item())
     assert not hasattr(model.config, 'quantization_config')
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    assert tied == (family in ('gemma3', 'paligemma') or 'model_options' in settings)
+    assert tied == (family in ('gemma3', 'paligemma', 'internvl') or 'model_options' in settings)
     assert tied or not model.config.tie_word_embeddings
 
 

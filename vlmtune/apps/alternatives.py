@@ -122,8 +122,8 @@ def _find_limit(processor: Processor) -> _Limit | None:
     images, setting = processor.image_processor, processor.family.image_limit
     if setting is None:
         return None
-    if setting == 'max_patches':
-        return _Limit(setting, int(images.max_patches), lambda v: dict(max_patches=v))
+    if setting in ('max_patches', 'max_slice_nums'):
+        return _Limit(setting, int(getattr(images, setting)), lambda v: {setting: v})
     size = dict(images.size)  # also for max_pixels, which it calls the longest edge
     now = int(size['longest_edge'])
     if setting == 'max_pixels':

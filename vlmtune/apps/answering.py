@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel, TextStreamer
+from transformers import PreTrainedModel, TextStreamer
 
 from vlmtune.apps.adapters import ADAPTER_CONFIG, attach_adapter, base_of, find_adapter
 from vlmtune.apps.export import base_dtype, load_processor
 from vlmtune.apps.record import ExportRecord, read_record
 from vlmtune.data import Processor
 from vlmtune.evaluation import generate
+from vlmtune.layouts import read_config
 from vlmtune.models import load_model
 from vlmtune.models.loading import parse_dtype
 from vlmtune.structures import Conversation
 from vlmtune.utils.device import find_device
 from vlmtune.utils.errors import CheckpointError, ConfigError
-from vlmtune.utils.pretrained import load_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def load_answerer(
     if bits not in _QUANTIZATIONS:
         raise ConfigError(f'--bits {bits}: expected 4 or 8')
     model, adapter = _split_adapter_folder(model, adapter)
-    config = load_pretrained(AutoConfig, model)
+    config = read_config(model)
     source = find_adapter(adapter) if adapter else None
     device, dtype, quantization = find_device(), base_dtype(config), _QUANTIZATIONS[bits]
     record = _quantized_record(source) if quantization is None else None

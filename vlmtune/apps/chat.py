@@ -11,7 +11,7 @@ import torch
 
 from vlmtune.apps.answer_boxes import check_drawing, report_boxes
 from vlmtune.apps.answering import Answerer, generation_settings, load_answerer
-from vlmtune.apps.chat_session import ChatSession
+from vlmtune.apps.chat_session import ChatSession, read_examples
 from vlmtune.utils.errors import UserError
 
 with contextlib.suppress(ImportError):  # not on Windows
@@ -32,6 +32,7 @@ def chat(
     images: Sequence[str] = (),
     prompt: str | None = None,
     system: str | None = None,
+    examples: Sequence[Sequence[str]] = (),
     max_new_tokens: int = 512,
     temperature: float | None = 0.0,
     top_p: float | None = None,
@@ -52,6 +53,7 @@ def chat(
         images: files that are shown with the first message.
         prompt: the question.
         system: system message.
+        examples: image, question and answer of each turn that is shown before (few-shot), see ``read_examples``.
         max_new_tokens: of an answer.
         temperature: 0 or None is greedy.
         top_p: None or 1 is no limit.
@@ -67,10 +69,12 @@ def chat(
     if draw_boxes is not None:
         check_drawing(draw_boxes)
     settings = generation_settings(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k)
+    shown = read_examples(examples, prompt=prompt)
+    early = ChatSession(examples=shown)  # finds a bad image before the model is loaded, which takes a while
     for image in images:
-        ChatSession().add_image(image)  # before the model is loaded, which takes a while
+        early.add_image(image)
     answerer = load_answerer(model, adapter=adapter, bits=bits, settings=settings)
-    session = ChatSession(system=system, takes_images=answerer.processor.family.has_vision)
+    session = ChatSession(system=system, takes_images=answerer.processor.family.has_vision, examples=shown)
     for image in images:
         session.add_image(image)
     if seed is not None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,21 @@ from transformers import PreTrainedModel
 from vlmtune.apps.adapter_layout import adapter_config, adapter_tensors, saved_modules
 from vlmtune.apps.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from vlmtune.apps.export import (
-    check_layout,
     check_output,
     check_shard_size,
+    choose_layout,
     new_folder,
     overlay_processor_files,
     parse_export_dtype,
     save_model,
 )
-from vlmtune.apps.model_card import ModelCard
+from vlmtune.apps.merge import merge
+from vlmtune.apps.model_card import Kind, write_card
+from vlmtune.apps.original import template_to_write, write_original
 from vlmtune.apps.record import ExportRecord, write_record
 from vlmtune.apps.trained import Base, Trained, check_fit, read_base, read_trained, vocabulary_rows
 from vlmtune.config import load_config
+from vlmtune.layouts import Layout, find_source
 from vlmtune.models import load_model
 from vlmtune.utils.errors import ConfigError
 
@@ -41,11 +45,12 @@ def pth_to_hf(
     max_shard_size: str = '5GB',
     dtype: str | None = None,
     device: str = 'auto',
-    layout: str = 'hf',
+    layout: str | None = None,
 ) -> None:
     """Write what a checkpoint holds as a PEFT adapter (if a part was tuned by LoRA) or as a full model.
 
-    An adapter needs no weight of the base model. A full model is the base with the trained weights in it.
+    An adapter needs no weight of the base model. A full model is the base with the trained weights in it. A LLaVA that
+    was put together of parts is always written as a full one, with its adapter merged: nobody else has its base.
 
     Args:
         config: of the run: a path or the name of a built-in recipe. The checkpoint knows what it was trained from; this
@@ -56,7 +61,8 @@ def pth_to_hf(
         dtype: of the written weights: 'float32', 'bfloat16', 'float16'. None keeps the base model's for a full model,
             and the float32 of training for an adapter, which is small.
         device: 'cpu', 'cuda', 'auto'; nothing is computed here, so it changes nothing.
-        layout: 'hf', or 'original' for families that are not native to transformers.
+        layout: of a full model: 'hf', or 'original' for the files, names, shapes and dtypes of the base; None is 'hf'
+            where transformers has the family, else 'original'. An adapter has the one form that PEFT gives it.
 
     Raises:
         UserError: anything that the user can mend; nothing is written then.
@@ -67,42 +73,70 @@ def pth_to_hf(
     target = check_output(output)
     cfg = load_config(config)
     trained = read_trained(Path(checkpoint).expanduser())
-    base = read_base(_base_path(trained, fallback=cfg.get('model') or {}))
-    check_layout(layout, family=base.family)
+    source = _base_path(trained, fallback=cfg.get('model') or {})
+    base = read_base(find_source(source))
+    is_adapter = trained.adapter_config is not None
+    chosen = _choose_layout(layout, base=base, is_adapter=is_adapter, dtype=dtype)
     target_dtype = parse_export_dtype(dtype, base=base.config)
     check_fit(trained, base=base)
-    is_adapter = trained.adapter_config is not None
     record = _record(trained, base=base, config=config)
-    with new_folder(target) as folder:
-        overlay_processor_files(trained.processor_files, folder)
+    if is_adapter and not isinstance(source, str):
+        with tempfile.TemporaryDirectory(prefix='vlmtune-adapter-') as folder:
+            _write_adapter(trained, Path(folder), base=base, record=record)
+            merge(base.name_or_path, folder, output, max_shard_size=max_shard_size, dtype=dtype, device=device)
+        return
+    with new_folder(target) as staging:
         if is_adapter:
-            _write_adapter(trained, folder, base=base, dtype=None if dtype is None else target_dtype)
-            write_record(record, folder)
+            _write_adapter(trained, staging, base=base, record=record, dtype=None if dtype is None else target_dtype)
+        elif chosen is None:
+            overlay_processor_files(trained.processor_files, staging)
+            model = _trained_model(trained, base=base, dtype=target_dtype)
+            save_model(model, staging, base=base.name_or_path, max_shard_size=max_shard_size)
         else:
-            _write_full(trained, folder, base=base, dtype=target_dtype, max_shard_size=max_shard_size)
-        card = ModelCard('adapter' if is_adapter else 'full', base.family, base.name_or_path, record)
-        (folder / 'README.md').write_text(card.text(), 'utf-8')
+            _write_original(trained, staging, base=base, layout=chosen, dtype=target_dtype)
+        kind: Kind = 'adapter' if is_adapter else 'full'
+        write_card(staging, kind, family=base.family, base=base.name_or_path, record=record, is_original=bool(chosen))
     logger.info('wrote %s to %s', 'a PEFT adapter' if is_adapter else 'a full model', target)
 
 
-def _base_path(trained: Trained, *, fallback: Mapping[str, Any]) -> str:
-    """Where the base model is: as the checkpoint says, or, if that is gone, as the config says."""
+def _choose_layout(asked: str | None, *, base: Base, is_adapter: bool, dtype: str | None) -> Layout | None:
+    """The layout of a full model; None is that of transformers."""
+    if not is_adapter:
+        return choose_layout(asked, base=base.name_or_path, family=base.family, dtype=dtype)
+    if asked == 'original' and choose_layout(asked, base=base.name_or_path, family=base.family) is not None:
+        raise ConfigError(
+            '--format original: the checkpoint holds an adapter, which does not fit the original layout; leave it out, '
+            'and merge the adapter by vlmtune convert merge BASE ADAPTER OUT --format original'
+        )
+    if asked not in (None, 'hf', 'original'):
+        raise ConfigError(f'--format {asked}: expected hf or original')
+    return None
+
+
+def _base_path(trained: Trained, *, fallback: Mapping[str, Any]) -> str | Mapping[str, Any]:
+    """Where the base model is, or its parts are: as the checkpoint says, or, if that is gone, as the config says."""
     key = 'pretrained_model_name_or_path'
     recorded, given = trained.model_settings.get(key), fallback.get(key)
     if not recorded:
         if not given:
             raise ConfigError(f'neither the config nor {trained.path} has a model with {key}')
-        return str(given)
+        return given if isinstance(given, Mapping) else str(given)
+    if isinstance(recorded, Mapping):
+        return recorded
     is_gone = not os.path.isdir(os.path.expanduser(recorded)) and (os.path.isabs(recorded) or recorded.count('/') != 1)
-    if is_gone and given and given != recorded:
+    if is_gone and isinstance(given, str) and given != recorded:
         logger.warning('%s, the base model of the checkpoint, is gone; taking %s from the config', recorded, given)
-        return str(given)
+        return given
     if given and given != recorded:
         logger.info('the base model is %s, as the checkpoint says, not %s', recorded, given)
     return str(recorded)
 
 
-def _write_adapter(trained: Trained, folder: Path, *, base: Base, dtype: torch.dtype | None) -> None:
+def _write_adapter(
+    trained: Trained, folder: Path, *, base: Base, record: ExportRecord, dtype: torch.dtype | None = None
+) -> None:
+    overlay_processor_files(trained.processor_files, folder)
+    write_record(record, folder)
     modules = saved_modules(trained, base=base)
     name = os.path.abspath(base.name_or_path) if os.path.isdir(base.name_or_path) else base.name_or_path
     config = adapter_config(trained, base_name=name, modules_to_save=modules)
@@ -117,13 +151,20 @@ def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor if dtype is None else tensor.to(dtype)
 
 
-def _write_full(trained: Trained, folder: Path, *, base: Base, dtype: torch.dtype, max_shard_size: str) -> None:
+def _write_original(trained: Trained, folder: Path, *, base: Base, layout: Layout, dtype: torch.dtype) -> None:
+    rows = vocabulary_rows(trained, base=base)
+    template = template_to_write(base.name_or_path, over=trained.processor_files, rows=rows)
+    model = _trained_model(trained, base=base, dtype=dtype)
+    write_original(model, folder, base=base.name_or_path, layout=layout, template=template)
+
+
+def _trained_model(trained: Trained, *, base: Base, dtype: torch.dtype) -> PreTrainedModel:
     model, _ = load_model(base.name_or_path, dtype=dtype)
     rows = vocabulary_rows(trained, base=base)
     if rows is not None:
         model.resize_token_embeddings(rows, mean_resizing=False)
     _set_weights(model, trained.tensors)
-    save_model(model, folder, base=base.name_or_path, max_shard_size=max_shard_size)
+    return model
 
 
 @torch.no_grad()

@@ -10,15 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
 
 from vlmtune.data import Processor
-from vlmtune.data.processor_files import JOINT_FILE, read_source_json
+from vlmtune.data.processor_files import JOINT_FILE
 from vlmtune.evaluation import stop_tokens
 from vlmtune.families import Family
+from vlmtune.layouts import Layout, find_layout, read_config
 from vlmtune.utils.errors import CheckpointError, ConfigError
-from vlmtune.utils.imports import imports_refused
-from vlmtune.utils.pretrained import load_pretrained
+from vlmtune.utils.imports import import_name, imports_refused
+from vlmtune.utils.pretrained import read_source_json
 
 EXPORT_DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 _SIZE = re.compile(r'\d+(\.\d+)?[KMGT]i?B', re.IGNORECASE)
@@ -70,16 +72,41 @@ def check_shard_size(size: str) -> None:
         raise ConfigError(f'--max-shard-size {size}: expected a number and a unit, for example 5GB or 200MB')
 
 
-def check_layout(layout: str, *, family: Family) -> None:
-    """Raise unless the family can be written in that layout.
+def choose_layout(asked: str | None, *, base: str, family: Family, dtype: str | None = None) -> Layout | None:
+    """The layout to write a model in; None is that of transformers.
+
+    Args:
+        asked: 'hf', 'original', or None for 'hf' where transformers has the family, else 'original'.
+        base: folder or hub id of the base model.
+        family: of the base model.
+        dtype: of the weights if one was asked for.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: the model cannot be written so.
     """
-    if layout == 'original':
-        raise ConfigError(f'--format original: {family.model_type} is native to transformers and has no other layout')
-    if layout != 'hf':
-        raise ConfigError(f'--format {layout}: expected hf or original')
+    if asked not in (None, 'hf', 'original'):
+        raise ConfigError(f'--format {asked}: expected hf or original')
+    layout, is_native = find_layout(base), family.model is None
+    # Where weights come from several places, there are no files to copy.
+    originals = [name for name, dotted in family.layouts if import_name(dotted).open_weights is None]
+    if layout is not None and layout.open_weights is not None:
+        layout = None
+    if asked == 'hf' and not is_native:
+        raise ConfigError(f'--format hf: transformers has no {family.model_type}; write --format original')
+    if asked == 'original' and layout is None:
+        if not originals:
+            raise ConfigError(
+                f'--format original: {family.model_type} is native to transformers and has no other layout'
+            )
+        raise ConfigError(
+            f'--format original: {base} is no checkpoint in an original layout of {family.model_type} '
+            f'({", ".join(originals)}), whose files could be copied; write --format hf'
+        )
+    if asked == 'hf' or (asked is None and is_native):
+        return None
+    if dtype is not None:
+        raise ConfigError(f'--dtype {dtype}: --format original keeps the dtype of every weight of {base}; leave it out')
+    return layout
 
 
 # ---- the output folder
@@ -157,7 +184,7 @@ def load_processor(base: str, *, over: Path | None = None) -> Processor:
     if over is None:
         return Processor(base)
     with tempfile.TemporaryDirectory() as folder:
-        load_pretrained(AutoConfig, base).save_pretrained(folder)
+        read_config(base).save_pretrained(folder)
         write_processor_files(base, over=over, folder=Path(folder))
         return Processor(folder)
 
@@ -168,6 +195,10 @@ def save_model(model: PreTrainedModel, folder: Path, *, base: str, max_shard_siz
     The tokens that the chat template ends an answer with are added to the generation config, so that every program
     stops where the model was trained to stop.
     """
+    if not getattr(model, '_weight_conversions', True):
+        # It was read from another layout. Without this, names on disk would be those of the modules, which only
+        # transformers reads: vLLM, SGLang and LMDeploy want those that the hub has.
+        model._weight_conversions = get_model_conversion_mapping(model, add_legacy=False)  # type: ignore[assignment]
     with imports_refused('deepspeed'):  # accelerate would import it, to see that the model is none of its own
         model.save_pretrained(folder, max_shard_size=max_shard_size)
     config = model.config.get_text_config()

@@ -7,26 +7,27 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from vlmtune.apps.adapters import attach_adapter, find_adapter
 from vlmtune.apps.export import (
     base_dtype,
-    check_layout,
     check_output,
     check_shard_size,
+    choose_layout,
     new_folder,
     parse_export_dtype,
     save_model,
     write_processor_files,
 )
-from vlmtune.apps.model_card import ModelCard
+from vlmtune.apps.model_card import write_card
+from vlmtune.apps.original import template_to_write, write_original
 from vlmtune.apps.record import ExportRecord, read_record
 from vlmtune.families import find_family
+from vlmtune.layouts import read_config
 from vlmtune.models import load_model
 from vlmtune.models.loading import parse_dtype
 from vlmtune.utils.errors import CheckpointError, ConfigError
-from vlmtune.utils.pretrained import load_pretrained
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -42,7 +43,7 @@ def merge(
     max_shard_size: str = '5GB',
     dtype: str | None = None,
     device: str = 'auto',
-    layout: str = 'hf',
+    layout: str | None = None,
 ) -> None:
     """Write ``base`` with ``adapter`` merged into its weights, as plain Auto classes load it.
 
@@ -56,7 +57,8 @@ def merge(
         max_shard_size: of one file.
         dtype: of the written weights; None keeps the base model's. Updates are added in float32 and cast once.
         device: where updates are computed: 'cpu', 'cuda', or 'auto' (a GPU if there is one).
-        layout: 'hf', or 'original' for families that are not native to transformers.
+        layout: 'hf', or 'original' for the files, names, shapes and dtypes of the base; None is 'hf' where transformers
+            has the family, else 'original'.
 
     Raises:
         UserError: anything that the user can mend; nothing is written then.
@@ -64,21 +66,26 @@ def merge(
     check_shard_size(max_shard_size)
     target = check_output(output)
     where = _merge_device(device)
-    config = load_pretrained(AutoConfig, base)
+    config = read_config(base)
     family = find_family(config.model_type)
-    check_layout(layout, family=family)
+    chosen = choose_layout(layout, base=base, family=family, dtype=dtype)
     target_dtype = parse_export_dtype(dtype, base=config)
     source = find_adapter(adapter)
     record = read_record(source)
     if record is not None and record.family != family.model_type:
         raise CheckpointError(f'{adapter} was trained on a {record.family} model, but {base} is a {family.model_type}')
+    template = None
+    if chosen is not None:
+        template = template_to_write(base, over=source, rows=record.vocab_size if record else None)
     adapted = _adapted_model(base, source, record=record, own_dtype=base_dtype(config), device=where)
     model = merge_adapter(adapted, dtype=target_dtype, device=where)
     with new_folder(target) as folder:
-        write_processor_files(base, over=source, folder=folder)
-        save_model(model, folder, base=base, max_shard_size=max_shard_size)
-        card = ModelCard('merged', family, base, record)
-        (folder / 'README.md').write_text(card.text(), 'utf-8')
+        if chosen is None:
+            write_processor_files(base, over=source, folder=folder)
+            save_model(model, folder, base=base, max_shard_size=max_shard_size)
+        else:
+            write_original(model, folder, base=base, layout=chosen, template=template)
+        write_card(folder, 'merged', family=family, base=base, record=record, is_original=chosen is not None)
     logger.info('wrote the merged model to %s', target)
 
 

@@ -1,11 +1,21 @@
 """``README.md`` of an export: what it is, what was trained on what, and how it is loaded."""
 
 import os
+import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
 
 from vlmtune import __version__
 from vlmtune.apps.record import ExportRecord
 from vlmtune.families import Family
+from vlmtune.layouts import Fused, Layout, find_layout, read_config
+from vlmtune.layouts.view import TEMPLATE_FILE
+from vlmtune.utils.pretrained import find_folder, read_source_json
+
+Kind: TypeAlias = Literal['adapter', 'full', 'merged']
+_HERE = 'path/to/this/folder'
+_HOLE = re.compile(r'\.?\{\w+\}\.?')  # of a pattern of names
 
 
 @dataclass(frozen=True)
@@ -17,12 +27,22 @@ class ModelCard:
         family: says which classes load it.
         base: folder or hub id of the base model.
         record: how it was trained; None where that is not known.
+        base_layout: of the base model; None is that of transformers.
+        is_original: written in the layout of the base.
+        fused: names that one weight of the base has where the trained model has several.
+        own_template: it was trained with another chat template than that of the base.
+        parts: folders or hub ids of the models that the base was put together of.
     """
 
-    kind: str
+    kind: Kind
     family: Family
     base: str
     record: ExportRecord | None = None
+    base_layout: Layout | None = None
+    is_original: bool = False
+    fused: tuple[str, ...] = ()
+    own_template: bool = False
+    parts: tuple[str, ...] = ()
 
     def text(self) -> str:
         """The card as Markdown with a YAML header."""
@@ -32,10 +52,12 @@ class ModelCard:
     @property
     def _base_id(self) -> str | None:
         """The hub id of the base; a folder has none, and hubs refuse a card that names one."""
-        return None if os.path.isdir(os.path.expanduser(self.base)) or self.base.count('/') != 1 else self.base
+        return self.base if _is_id(self.base) else None
 
     @property
     def _base_name(self) -> str:
+        if self.parts:
+            return ' + '.join(name if _is_id(name) else os.path.basename(os.path.abspath(name)) for name in self.parts)
         return self._base_id or os.path.basename(os.path.abspath(self.base))
 
     def _header(self) -> str:
@@ -79,25 +101,106 @@ class ModelCard:
         return '\n'.join(['## Training', '', *lines])
 
     def _loading(self) -> str:
+        if self.is_original:
+            how = self._original_loading()
+        elif self.kind == 'adapter' and self.base_layout is not None:
+            how = self._split_adapter_loading()
+        elif self.family.model is not None:
+            how = f'`vlmtune chat {_HERE}`.'
+        else:
+            how = self._auto_loading()
+        return f'## How to load\n\n{how}'
+
+    def _auto_loading(self) -> str:
         auto = 'AutoModelForImageTextToText' if self.family.has_vision else 'AutoModelForCausalLM'
         processor = 'AutoProcessor' if self.family.has_vision else 'AutoTokenizer'
         name = 'processor' if self.family.has_vision else 'tokenizer'
-        here = 'path/to/this/folder'
         rows = self.record.vocab_size if self.record else None
-        quantization = self.record.quantization if self.record else None
         lines = [f'from transformers import {auto}, {processor}', '']
         if self.kind == 'adapter':
             lines = ['from peft import PeftModel', *lines]
             lines += [f"base = {auto}.from_pretrained('{self._base_name}', dtype='auto')"]
             lines += [f'base.resize_token_embeddings({rows})'] if rows else []
-            lines += [f"model = PeftModel.from_pretrained(base, '{here}')"]
+            lines += [f"model = PeftModel.from_pretrained(base, '{_HERE}')"]
         else:
-            lines += [f"model = {auto}.from_pretrained('{here}', dtype='auto')"]
-        lines += [f"{name} = {processor}.from_pretrained('{here}')"]
-        merge = f'vlmtune convert merge {self._base_name} {here} OUT'
+            lines += [f"model = {auto}.from_pretrained('{_HERE}', dtype='auto')"]
+        lines += [f"{name} = {processor}.from_pretrained('{_HERE}')"]
         note = ''
         if self.kind == 'adapter':
-            note = f'\n\n`{merge}` writes a model that needs no PEFT.'
-            if quantization:
-                note += f' It also repeats the {quantization} quantisation that the adapter was trained on.'
-        return '## How to load\n\n```python\n' + '\n'.join(lines) + '\n```' + note
+            note = f'\n\n`{self._merge}` writes a model that needs no PEFT.{self._quantization_note}'
+        return '```python\n' + '\n'.join(lines) + '\n```' + note
+
+    def _split_adapter_loading(self) -> str:
+        """Of an adapter on weights that the files of the base have under other names, some of them in one."""
+        assert self.base_layout is not None
+        joined = ', '.join(f'`{name}`' for name in self.fused)
+        why = f'`{self._base_name}` lies in the layout of {self.base_layout.name}, with other names'
+        why += f' and with {joined} where this adapter has an update for each of several matrices' if joined else ''
+        forms = '`--format original` (the files of the base, for its own code and the engines that know it)'
+        if self.family.model is None:
+            forms += ' or `--format hf` (for the Auto classes of transformers)'
+        return (
+            f'This adapter does not fit the files of its base model: {why}. PEFT and serving engines cannot put it on '
+            f'them. Merge it:\n\n```\n{self._merge} --format original\n```\n\n{forms} writes a model that needs no '
+            f'adapter.{self._quantization_note}\n\n`vlmtune chat {self._base_name} --adapter {_HERE}` answers without '
+            'merging.'
+        )
+
+    def _original_loading(self) -> str:
+        assert self.base_layout is not None
+        serving = f'\n\n{self.base_layout.serving}' if self.base_layout.serving else ''
+        template = (
+            ' It was trained with another chat template than that of the base: pass `chat_template.jinja` to programs '
+            'that do not read it by themselves.'
+        )
+        return (
+            f'This is `{self._base_name}` with other weights: all other files are copies, and names, shapes and dtypes '
+            'of the weights are the same. What loads the one loads the other: the code that comes with it, and the '
+            f'engines that know it.{template if self.own_template else ""}\n\n`vlmtune chat {_HERE}` answers without '
+            f'running that code.{serving}'
+        )
+
+    @property
+    def _merge(self) -> str:
+        return f'vlmtune convert merge {self._base_name} {_HERE} OUT'
+
+    @property
+    def _quantization_note(self) -> str:
+        quantization = self.record.quantization if self.record else None
+        return (
+            f' It also repeats the {quantization} quantisation that the adapter was trained on.' if quantization else ''
+        )
+
+
+def _is_id(name_or_path: str) -> bool:
+    return not os.path.isdir(os.path.expanduser(name_or_path)) and name_or_path.count('/') == 1
+
+
+def _template(folder: Path) -> bytes | None:
+    file = folder / TEMPLATE_FILE
+    return file.read_bytes() if file.is_file() else None
+
+
+def write_card(
+    folder: Path, kind: Kind, *, family: Family, base: str, record: ExportRecord | None, is_original: bool = False
+) -> None:
+    """Write ``README.md`` of an export into a folder that has all other files."""
+    layout = find_layout(base)
+    parts = (read_source_json(base, 'config.json') or {}).get('parts', {})
+    fused: list[str] = []
+    if layout is not None:
+        rules = layout.rules(read_config(base))
+        fused = [list(filter(None, _HOLE.split(rule.original)))[-1] for rule in rules if isinstance(rule, Fused)]
+    chosen = ('llm_name_or_path', 'visual_encoder_name_or_path')
+    card = ModelCard(
+        kind,
+        family,
+        base,
+        record,
+        base_layout=layout,
+        is_original=is_original,
+        fused=tuple(dict.fromkeys(fused)),
+        own_template=is_original and _template(folder) != _template(find_folder(base)),
+        parts=tuple(str(parts[name]) for name in chosen if name in parts),
+    )
+    (folder / 'README.md').write_text(card.text(), 'utf-8')

@@ -60,8 +60,10 @@ def prepare_config(
     check_requeue_exit_code(cfg)
     if not (launcher == 'pytorch' and restarts()):
         check_work_dir(cfg.work_dir, resume=cfg.get('resume', False))
+    check_resumable(
+        cfg.get('resume', False), work_dir=Path(cfg.work_dir)
+    )  # one rank reads its bytes, when it is loaded
     if isinstance(cfg.get('resume'), str):
-        check_resumable(Path(cfg.resume))  # the bytes are read when it is loaded, and by one rank
         cfg.load_from = None
     if cfg.get('load_from'):
         check_loadable(cfg.load_from)

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from vlmtune.engine.checkpoint import ADAPTER_FILE, CONFIG_FILE, PROCESSOR_DIR, WEIGHTS_FILE
 from vlmtune.engine.manifest import verify
 from vlmtune.families import Family, find_family
+from vlmtune.layouts import read_config
+from vlmtune.models.loading import build_outline
 from vlmtune.models.tuning import part_of
 from vlmtune.utils.errors import CheckpointError
-from vlmtune.utils.pretrained import load_pretrained
 
 _LORA = '.lora_'
 
@@ -166,12 +166,8 @@ def read_base(name_or_path: str) -> Base:
     Raises:
         ModelError: it is missing or its family is not supported.
     """
-    config = load_pretrained(AutoConfig, name_or_path)
-    family = find_family(config.model_type)
-    auto_class = AutoModelForCausalLM if family.auto_class == 'causal_lm' else AutoModelForImageTextToText
-    with torch.device('meta'):
-        outline = auto_class.from_config(config)
-    return Base(name_or_path, family, config, outline)
+    config = read_config(name_or_path)
+    return Base(name_or_path, find_family(config.model_type), config, build_outline(config))
 
 
 def vocabulary_rows(trained: Trained, *, base: Base) -> int | None:
