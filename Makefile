@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 CODE := vlmtune tests tools configs setup.py $(wildcard benchmarks quickstart)
 TESTS := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 -rs
 
-.PHONY: install format checks test test-slow chaos quickstart bench clean
+.PHONY: install format checks test test-slow chaos quickstart bench models clean
 
 install: $(INSTALLED)
 
@@ -50,6 +50,10 @@ bench: install
 	  sed '/get_accelerator/d' benchmarks/results/$$name.new > benchmarks/results/$$name.md; \
 	  rm benchmarks/results/$$name.new; \
 	done  # deepspeed greets on standard output
+
+# The tables of docs/models.md, from the families, the recipes and the tests.
+models: install
+	$(BIN)/python tools/models_table.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

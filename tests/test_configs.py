@@ -4,16 +4,19 @@ import ast
 import json
 import math
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from vlmtune.cli import main
 from vlmtune.config import config_mistakes, dump_config, list_recipes, load_config
-from vlmtune.engine.checkpoint import verify
+from vlmtune.engine.checkpoint import ADAPTER_FILE, WEIGHTS_FILE, verify
 from vlmtune.families import FAMILIES, Family
 from vlmtune.testing import TinyData
+from vlmtune.testing.tiny_originals import TINY_ORIGINALS
+from vlmtune.testing.tiny_towers import write_tiny_tower
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {path.stem: path for path in (ROOT / 'configs').rglob('*.py')}
@@ -25,9 +28,10 @@ BAR = '#' * 71
 TITLES = ('Settings', 'Model & processor', 'Dataset & dataloader', 'Scheduler & optimizer', 'Runtime')
 BANNERS = [f'{BAR}\n#{f"PART {number}  {title}":^69}#\n{BAR}\n' for number, title in enumerate(TITLES, start=1)]
 
-IMAGE_LIMITS = ('max_pixels', 'max_patches', 'longest_edge')
+IMAGE_LIMITS = ('max_pixels', 'max_patches', 'longest_edge', 'max_slice_nums')
 ORDER = f"""
-    pretrained_model_name_or_path prompt_template
+    pretrained_model_name_or_path llm_name_or_path visual_encoder_name_or_path pretrained_pth pad_image_to_square
+    prompt_template new_tokens
     data_root data_path image_folder max_length pack_to_max_length {' '.join(IMAGE_LIMITS)}
     tune lora_r lora_alpha lora_dropout quantization dtype gradient_checkpointing attn_implementation
     batch_size accumulative_counts dataloader_num_workers max_epochs max_steps
@@ -38,7 +42,13 @@ ORDER = f"""
 
 OF_IMAGES = {'image_folder', 'evaluation_images'}
 OF_LORA = {'lora_r', 'lora_alpha', 'lora_dropout'}
-SOME_LEAVE_OUT = {'prompt_template', 'data_root', *IMAGE_LIMITS, *OF_IMAGES, *OF_LORA, 'max_epochs', 'max_steps'}
+OF_PARTS = {'llm_name_or_path', 'visual_encoder_name_or_path', 'pretrained_pth', 'pad_image_to_square'}
+SOME_LEAVE_OUT = {
+    *'prompt_template new_tokens data_root max_epochs max_steps'.split(),
+    *IMAGE_LIMITS,
+    *OF_IMAGES,
+    *OF_LORA,
+}
 
 MODEL_TYPES = {
     'llava-hf/llava-1.5': 'llava',
@@ -50,9 +60,13 @@ MODEL_TYPES = {
     'Qwen/Qwen2-VL': 'qwen2_vl',
     'Qwen/Qwen2.5-VL': 'qwen2_5_vl',
     'Qwen/Qwen3-VL': 'qwen3_vl',
+    'OpenGVLab/InternVL2-': 'internvl',
     'OpenGVLab/InternVL3': 'internvl',
+    'openbmb/MiniCPM-V-2': 'minicpmv2',
+    'tencent/POINTS-Reader': 'points',
     'HuggingFaceTB/SmolVLM-': 'idefics3',  # only the second version has a model type of its own
     'HuggingFaceTB/SmolVLM2': 'smolvlm',
+    'internlm/internlm2': 'internlm2',
     'meta-llama/Meta-Llama-3': 'llama',
     'Qwen/Qwen2.5-': 'qwen2',
     'Qwen/Qwen3-': 'qwen3',
@@ -75,11 +89,18 @@ def settings_of(name: str) -> dict[str, ast.expr]:
 
 def model_type_of(name: str) -> str:
     source = load_config(RECIPES[name]).model.pretrained_model_name_or_path
+    if not isinstance(source, str):
+        return 'llava'
+    return tiny_model_for(source)
+
+
+def tiny_model_for(source: str) -> str:
     return next(model_type for start, model_type in MODEL_TYPES.items() if source.startswith(start))
 
 
 def family_of(name: str) -> Family:
-    return FAMILIES[model_type_of(name)]
+    model_type = model_type_of(name)  # of config.json, which in a layout of its own is not that of the family
+    return FAMILIES[TINY_ORIGINALS[model_type].model_type if model_type in TINY_ORIGINALS else model_type]
 
 
 # ---- what they look like
@@ -114,7 +135,8 @@ def test_it_begins_with_its_command_its_hardware_and_its_reason(name: str):
 def test_its_settings_have_the_shared_names_and_order(name: str):
     found = list(settings_of(name))
     assert found == [setting for setting in ORDER if setting in found]
-    assert set(ORDER) - set(found) <= SOME_LEAVE_OUT
+    assert set(ORDER) - set(found) - OF_PARTS - {'pretrained_model_name_or_path'} <= SOME_LEAVE_OUT
+    assert OF_PARTS & set(found) == (set() if 'pretrained_model_name_or_path' in found else OF_PARTS)
     assert ('max_epochs' in found) != ('max_steps' in found)
     assert OF_IMAGES & set(found) == (OF_IMAGES if family_of(name).has_vision else set())
     assert OF_LORA & set(found) == (OF_LORA if 'lora' in ast.unparse(settings_of(name)['tune']) else set())
@@ -130,7 +152,7 @@ def test_no_two_tune_the_same_model_in_the_same_way():
     seen: dict[tuple[str, ...], str] = {}
     for name in sorted(RECIPES):
         cfg = load_config(RECIPES[name])
-        what = (cfg.model.pretrained_model_name_or_path, str(cfg.tune), str(cfg.quantization))
+        what = (str(cfg.model.pretrained_model_name_or_path), str(cfg.tune), str(cfg.quantization))
         assert what not in seen, f'{name} and {seen[what]}'
         seen[what] = name
 
@@ -171,11 +193,25 @@ def data(name: str, tiny_data: Callable, plain_text: Path, alpaca_with_images: T
     return tiny_data(data_format, rows=4, images=has_vision)
 
 
+def tiny_source(source: str | Mapping, tiny_model: Callable, tmp_path: Path) -> dict[str, Path | None]:
+    """The settings that say where the model is, for one of the same kind that is tiny."""
+    if isinstance(source, str):
+        return dict(pretrained_model_name_or_path=tiny_model(tiny_model_for(source)))
+    return dict(
+        llm_name_or_path=tiny_model(tiny_model_for(source['llm_name_or_path'])),
+        visual_encoder_name_or_path=write_tiny_tower('clip', tmp_path / 'tower'),
+        pretrained_pth=None,
+    )
+
+
 @pytest.fixture
 def tiny_options(name: str, data: TinyData, tiny_model: Callable, tmp_path: Path) -> list[str]:
     """What must differ for a tiny run: where model and data lie, and the number of steps."""
     cfg = load_config(RECIPES[name])
-    options = dict(pretrained_model_name_or_path=tiny_model(model_type_of(name)), data_path=data.data_path)
+    options = {
+        **tiny_source(cfg.model.pretrained_model_name_or_path, tiny_model, tmp_path),
+        'data_path': data.data_path,
+    }
     if family_of(name).has_vision:
         image = str(sorted(data.image_folder.iterdir())[0])
         options |= dict(image_folder=data.image_folder, evaluation_images=_replace_paths(cfg.evaluation_images, image))
@@ -208,3 +244,29 @@ def test_it_trains_two_steps_on_a_tiny_model(name: str, tiny_options: list[str],
     questions = load_config(name).evaluation_inputs
     assert [row['input'] for row in answers if row['iteration'] == STEPS] == questions
     assert {row['iteration'] for row in answers} == {0, STEPS}
+
+
+@pytest.mark.slow
+def test_it_goes_all_the_way(name: str, tiny_options: list[str], tmp_path: Path, capfd):
+    """Trained, resumed, converted, merged, chatted with."""
+
+    def run(*command: str) -> None:
+        assert main(list(command)) == 0, capfd.readouterr().err
+
+    options = ['--cfg-options', *tiny_options, 'save_steps=1', 'save_total_limit=-1']
+    work_dir, exported, merged = (str(tmp_path / word) for word in ('run', 'exported', 'merged'))
+    run('train', name, '--work-dir', work_dir, *options)
+    last = Path(work_dir, f'iter_{STEPS}.pth')
+    weights = (last / WEIGHTS_FILE).read_bytes()
+    shutil.rmtree(last)
+    run('train', name, '--work-dir', work_dir, '--resume', *options)
+    assert (last / WEIGHTS_FILE).read_bytes() == weights
+
+    run('convert', 'pth_to_hf', name, str(last), exported)
+    models = [exported]
+    if Path(exported, ADAPTER_FILE).is_file():  # a LLaVA from parts is written whole
+        config = json.loads(Path(exported, ADAPTER_FILE).read_text(encoding='utf-8'))
+        run('convert', 'merge', config['base_model_name_or_path'], exported, merged)
+        models.append(merged)
+    for model in models:
+        run('chat', model, '--prompt', 'What is this?', '--max-new-tokens', '3')

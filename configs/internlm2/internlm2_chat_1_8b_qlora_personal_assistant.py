@@ -1,0 +1,115 @@
+# vlmtune train internlm2_chat_1_8b_qlora_personal_assistant  (one GPU with 8 GB)
+# Teach a small chat model who it is; `vlmtune convert merge ... --format original` writes it in the files of the
+# original, for its own code and for serving engines. A row of the data:
+# {"messages": [{"role": "user", "content": "你是谁？"}, {"role": "assistant", "content": "我是小林的助手。"}]}
+from mmengine.config import read_base
+
+with read_base():
+    from vlmtune.presets.default_runtime import *
+
+from mmengine.optim import CosineAnnealingLR, LinearLR
+from torch.optim import AdamW
+
+from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, load_rows, openai_map_fn
+from vlmtune.engine import DatasetInfoHook, EvaluateChatHook, TrainLoop
+from vlmtune.models import SupervisedFinetune
+
+#######################################################################
+#                          PART 1  Settings                           #
+#######################################################################
+# Model
+pretrained_model_name_or_path = 'internlm/internlm2-chat-1_8b'
+prompt_template = None  # the model's own
+
+# Data
+data_root = 'data'
+data_path = data_root + '/personal_assistant.json'
+max_length = 2048  # tokens
+pack_to_max_length = True
+
+# Tuning
+tune = dict(llm='lora')
+lora_r = 64
+lora_alpha = 16
+lora_dropout = 0.1
+quantization = 'nf4'
+dtype = 'bfloat16'
+gradient_checkpointing = True
+attn_implementation = 'sdpa'
+
+# Optimisation
+batch_size = 1  # packs per device
+accumulative_counts = 16
+dataloader_num_workers = 0
+max_epochs = 3
+optim_type = AdamW
+lr = 2e-4
+betas = (0.9, 0.999)
+weight_decay = 0.0
+max_norm = 1.0
+warmup_ratio = 0.03
+seed = 42
+
+# Saving and looking, counted in optimizer steps
+save_steps = 50
+save_total_limit = 2
+evaluation_freq = 25
+evaluation_inputs = ['Who are you?', '请介绍一下你自己', 'Who made you?', 'Please tell me five sights of Shanghai.']
+SYSTEM = None
+
+#######################################################################
+#                      PART 2  Model & processor                      #
+#######################################################################
+processor = dict(
+    type=Processor, pretrained_model_name_or_path=pretrained_model_name_or_path, prompt_template=prompt_template
+)
+model = dict(
+    type=SupervisedFinetune,
+    pretrained_model_name_or_path=pretrained_model_name_or_path,
+    tune=tune,
+    lora=dict(r=lora_r, alpha=lora_alpha, dropout=lora_dropout),
+    quantization=quantization,
+    dtype=dtype,
+    gradient_checkpointing=gradient_checkpointing,
+    attn_implementation=attn_implementation,
+)
+
+#######################################################################
+#                    PART 3  Dataset & dataloader                     #
+#######################################################################
+train_dataset = dict(
+    type=SupervisedDataset,
+    rows=dict(type=load_rows, path=data_path),
+    dataset_map_fn=dict(type=openai_map_fn),
+    template_map_fn=dict(type=chat_template_map_fn),
+    max_length=max_length,
+)
+train_dataloader = dict(
+    dataset=train_dataset,
+    batch_size=batch_size,
+    num_workers=dataloader_num_workers,
+    pack_to_max_length=pack_to_max_length,
+)
+
+#######################################################################
+#                    PART 4  Scheduler & optimizer                    #
+#######################################################################
+optim_wrapper = dict(
+    optimizer=dict(type=optim_type, lr=lr, betas=betas, weight_decay=weight_decay),
+    clip_grad=dict(max_norm=max_norm),
+)
+warmup_epochs = warmup_ratio * max_epochs
+param_scheduler = [
+    dict(type=LinearLR, start_factor=1e-5, begin=0, end=warmup_epochs, convert_to_iter_based=True),
+    dict(type=CosineAnnealingLR, eta_min=0.0, begin=warmup_epochs, end=max_epochs, convert_to_iter_based=True),
+]
+train_cfg = dict(type=TrainLoop, max_epochs=max_epochs, accumulative_counts=accumulative_counts)
+
+#######################################################################
+#                           PART 5  Runtime                           #
+#######################################################################
+default_hooks.checkpoint.interval = save_steps
+default_hooks.checkpoint.max_keep_ckpts = save_total_limit
+questions = dict(inputs=evaluation_inputs, system=SYSTEM)
+custom_hooks = [dict(type=DatasetInfoHook), dict(type=EvaluateChatHook, every_n_iters=evaluation_freq, **questions)]
+randomness = dict(seed=seed)

@@ -1,0 +1,118 @@
+# vlmtune train minicpmv2_3b_lora_vqa  (one GPU with 40 GB)
+# What the model's own fine-tuning does: LoRA on queries, keys and values; all that sees, and the embeddings, in full.
+from mmengine.config import read_base
+
+with read_base():
+    from vlmtune.presets.default_runtime import *
+
+from mmengine.optim import CosineAnnealingLR, LinearLR
+from torch.optim import AdamW
+
+from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, load_rows, minicpmv_map_fn
+from vlmtune.engine import DatasetInfoHook, EvaluateChatHook, TrainLoop
+from vlmtune.models import SupervisedFinetune
+
+#######################################################################
+#                          PART 1  Settings                           #
+#######################################################################
+# Model
+pretrained_model_name_or_path = 'openbmb/MiniCPM-V-2'
+
+# Data
+data_root = 'data/vqa'
+data_path = data_root + '/train.json'
+image_folder = data_root + '/images'
+max_length = 2048  # tokens, image tokens included
+pack_to_max_length = True
+max_slice_nums = 9  # slices an image, 64 tokens each, and the whole
+
+# Tuning
+tune = dict(vision_encoder='full', projector='full', llm='lora', embeddings='full')
+lora_r = 64
+lora_alpha = 64
+lora_dropout = 0.05
+quantization = None
+dtype = 'bfloat16'
+gradient_checkpointing = True
+attn_implementation = 'sdpa'
+
+# Optimisation
+batch_size = 1  # packs per device
+accumulative_counts = 8
+dataloader_num_workers = 4
+max_epochs = 3
+optim_type = AdamW
+lr = 1e-6
+betas = (0.9, 0.95)
+weight_decay = 0.1
+max_norm = 1.0
+warmup_ratio = 0.01
+seed = 42
+
+# Saving and looking, counted in optimizer steps
+save_steps = 50
+save_total_limit = 2
+evaluation_freq = 50
+evaluation_inputs = ['What is written on the sign?', '图中有几个人?']
+evaluation_images = [image_folder + '/000001.jpg', image_folder + '/000002.jpg']
+SYSTEM = None
+
+#######################################################################
+#                      PART 2  Model & processor                      #
+#######################################################################
+processor = dict(
+    type=Processor,
+    pretrained_model_name_or_path=pretrained_model_name_or_path,
+    image_processor=dict(max_slice_nums=max_slice_nums),
+)
+model = dict(
+    type=SupervisedFinetune,
+    pretrained_model_name_or_path=pretrained_model_name_or_path,
+    tune=tune,
+    lora=dict(r=lora_r, alpha=lora_alpha, dropout=lora_dropout, target_modules=['q_proj', 'k_proj', 'v_proj']),
+    quantization=quantization,
+    dtype=dtype,
+    gradient_checkpointing=gradient_checkpointing,
+    attn_implementation=attn_implementation,
+)
+
+#######################################################################
+#                    PART 3  Dataset & dataloader                     #
+#######################################################################
+train_dataset = dict(
+    type=SupervisedDataset,
+    rows=dict(type=load_rows, path=data_path),
+    dataset_map_fn=dict(type=minicpmv_map_fn),
+    template_map_fn=dict(type=chat_template_map_fn),
+    image_folder=image_folder,
+    max_length=max_length,
+)
+train_dataloader = dict(
+    dataset=train_dataset,
+    batch_size=batch_size,
+    num_workers=dataloader_num_workers,
+    pack_to_max_length=pack_to_max_length,
+)
+
+#######################################################################
+#                    PART 4  Scheduler & optimizer                    #
+#######################################################################
+optim_wrapper = dict(
+    optimizer=dict(type=optim_type, lr=lr, betas=betas, weight_decay=weight_decay),
+    clip_grad=dict(max_norm=max_norm),
+)
+warmup_epochs = warmup_ratio * max_epochs
+param_scheduler = [
+    dict(type=LinearLR, start_factor=1e-5, begin=0, end=warmup_epochs, convert_to_iter_based=True),
+    dict(type=CosineAnnealingLR, eta_min=0.0, begin=warmup_epochs, end=max_epochs, convert_to_iter_based=True),
+]
+train_cfg = dict(type=TrainLoop, max_epochs=max_epochs, accumulative_counts=accumulative_counts)
+
+#######################################################################
+#                           PART 5  Runtime                           #
+#######################################################################
+default_hooks.checkpoint.interval = save_steps
+default_hooks.checkpoint.max_keep_ckpts = save_total_limit
+questions = dict(inputs=evaluation_inputs, images=evaluation_images, system=SYSTEM)
+custom_hooks = [dict(type=DatasetInfoHook), dict(type=EvaluateChatHook, every_n_iters=evaluation_freq, **questions)]
+randomness = dict(seed=seed)
