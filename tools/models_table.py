@@ -229,9 +229,10 @@ def claims() -> str:
 def originals(collected: dict[str, set[str]]) -> str:
     """What is shown of the original layouts."""
     rows = [
-        [f'`{names[0]}`', *('yes' if is_original_shown(start, dotted, names, collected) else '' for start in tests)]
+        [f'`{names[0]}`', *('yes' if is_original_shown(start, dotted, known, collected) else '' for start in tests)]
         for family in FAMILIES.values()
         for dotted, names in layouts_of(family).items()
+        for known in [[*names, family.model_type] if family.model else names]
         for tests in [ORIGINAL_CLAIMS.values()]
     ]
     return table(['layout', *ORIGINAL_CLAIMS], rows)
@@ -250,8 +251,9 @@ def sources() -> str:
     sizes, parities = (list(read_notes(ROOT / 'tests' / folder)) for folder in ('fixtures/layouts', 'goldens'))
     rows = []
     for family in FAMILIES.values():
-        for names in layouts_of(family).values():
+        for dotted, names in layouts_of(family).items():
             of_sizes = [name for name, note in sizes if note['config'].get('model_type') in names]
+            of_sizes = of_sizes if is_written(dotted) else ['those of its parts']
             parity = [note for _, note in parities if note['config'].get('model_type') in names]
             of_parity = list(dict.fromkeys(code for note in parity for code in _code(note)))
             rows.append([f'`{names[0]}`', f'`{family.model_type}`', ', '.join(of_sizes), ', '.join(of_parity)])

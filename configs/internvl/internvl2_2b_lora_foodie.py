@@ -54,7 +54,7 @@ save_steps = 50
 save_total_limit = 2
 evaluation_freq = 50
 evaluation_inputs = ['图片中的食物通常属于哪个菜系?\nA. 川菜\nB. 粤菜\nC. 湘菜\nD. 鲁菜', '图片中的是什么菜?']
-evaluation_images = [image_folder + '/images/dish.jpg', image_folder + '/images/dish.jpg']
+evaluation_images = [image_folder + '/images/14456664_217_IMG_3854.jpeg'] * 2
 SYSTEM = None
 
 #######################################################################

@@ -21,7 +21,7 @@ from vlmtune.models import SupervisedFinetune, load_model
 from vlmtune.registry import MODELS
 from vlmtune.structures import Conversation, ImagePart, ImageRef, Message, TextPart
 from vlmtune.testing.tiny_towers import write_tiny_tower
-from vlmtune.utils.errors import ConfigError
+from vlmtune.utils.errors import CheckpointError, ConfigError
 
 FIRST, SECOND = 'llava_internlm2_1_8b_projector_lcs558k', 'llava_internlm2_1_8b_qlora_mix665k'
 PROJECTOR = 'model.multi_modal_projector'
@@ -136,3 +136,25 @@ def test_there_is_no_original_to_write(flow: Flow, tmp_path: Path):
     with pytest.raises(ConfigError, match='--format original'):
         pth_to_hf(FIRST, str(flow.root / FIRST / 'iter_1.pth'), str(tmp_path / 'out'), layout='original')
     assert not (tmp_path / 'out').exists()
+
+
+def test_a_processor_that_reads_images_otherwise_is_told_first(tmp_path: Path, capsys: pytest.CaptureFixture):
+    options = ['model.pretrained_model_name_or_path.pad_image_to_square=True', 'data_path=/no/data.json']
+    assert main(['train', FIRST, '--work-dir', str(tmp_path), '--cfg-options', *options]) == 1
+    assert 'error: pad_image_to_square is True in model.pretrained' in capsys.readouterr().err
+
+
+def test_a_first_stage_that_has_moved_is_found_where_the_config_says(flow: Flow, tmp_path: Path):
+    checkpoint, recipe = flow.root / SECOND / 'iter_2.pth', tmp_path / 'recipe.py'
+    pth_to_hf(SECOND, str(checkpoint), str(tmp_path / 'before'), dtype='float32')
+    text = (checkpoint / 'config.py').read_text(encoding='utf-8')
+    moved = (flow.root / FIRST).rename(flow.root / 'moved')
+    recipe.write_text(text.replace(str(flow.root / FIRST), str(moved)), 'utf-8')
+    try:
+        with pytest.raises(CheckpointError, match=f'{FIRST} does not exist'):
+            pth_to_hf(SECOND, str(checkpoint), str(tmp_path / 'after'))
+        pth_to_hf(str(recipe), str(checkpoint), str(tmp_path / 'after'), dtype='float32')
+    finally:
+        moved.rename(flow.root / FIRST)
+    before, after = (load_file(tmp_path / name / 'model.safetensors') for name in ('before', 'after'))
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())

@@ -6,10 +6,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 
 from vlmtune.apps.convert import pth_to_hf
-from vlmtune.apps.merge import merge
+from vlmtune.apps.merge import merge, merge_adapter
 from vlmtune.data import Processor
 from vlmtune.utils.errors import CheckpointError, ConfigError, ModelError
 
@@ -141,6 +141,14 @@ def test_an_adapter_of_others_is_merged_and_the_base_gives_the_processor(foreign
     template = Processor(str(base)).tokenizer.chat_template
     assert Processor(str(tmp_path / 'merged')).tokenizer.chat_template == template
     assert 'base_model: ' not in (tmp_path / 'merged' / 'README.md').read_text()
+
+
+def test_a_config_may_say_nothing_of_tied_embeddings(foreign_adapter):
+    _, _, adapted = foreign_adapter
+    adapted.config = PreTrainedConfig()  # of which some classes have no such key
+    assert not hasattr(adapted.config, 'tie_word_embeddings')
+    merged = merge_adapter(adapted, dtype=torch.float32, device=torch.device('cpu'))
+    assert not any('lora_' in name for name, _ in merged.named_parameters())
 
 
 def test_the_processor_of_the_adapter_wins(trained_run, tmp_path):

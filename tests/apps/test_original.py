@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from vlmtune.apps.convert import pth_to_hf
 from vlmtune.apps.merge import merge
-from vlmtune.apps.original import write_original
+from vlmtune.apps.original import template_to_write, write_original
 from vlmtune.data import Processor
 from vlmtune.layouts import find_layout, open_weights
 from vlmtune.models import load_model
@@ -203,6 +203,21 @@ def test_another_chat_template_is_written_and_told(internlm2, adapter, tmp_path,
     assert Processor(str(tmp_path / 'merged')).tokenizer.chat_template == "{{ messages[0]['content'] }}"
 
 
+@pytest.mark.parametrize(
+    ('name', 'setting', 'told'),
+    [('points', {'max_pixels': 50176}, "'longest_edge': 50176"), ('minicpmv2', {'max_slice_nums': 2}, "_nums': 2")],
+)
+def test_other_image_settings_than_those_of_the_base_are_told(name, setting, told, tiny_model, tmp_path, caplog):
+    base = str(tiny_model(name))
+    Processor(base).save(tmp_path / 'same')
+    assert template_to_write(base, over=tmp_path / 'same') is None
+    assert 'image settings' not in caplog.text
+    Processor(base, image_processor=setting).save(tmp_path / 'other')
+    assert template_to_write(base, over=tmp_path / 'other') is None
+    assert 'trained with the image settings' in caplog.text
+    assert told in caplog.text
+
+
 # ---- what cannot be written
 
 
@@ -231,6 +246,15 @@ def test_tokens_that_the_files_of_the_base_do_not_know(internlm2, trained_run, t
     run = trained_run('internlm2', base=internlm2, special_tokens=('<ref>',), embeddings='full', lm_head='full', **LORA)
     pth_to_hf(run.config, run.checkpoint, str(tmp_path / 'adapter'))
     refused(internlm2, tmp_path / 'adapter', tmp_path / 'x', ConfigError, r'1 tokens were added \(first: <ref>\)')
+
+
+def test_new_tokens_of_a_model_that_has_no_other_layout(tiny_model, tmp_path):
+    base = str(tiny_model('points'))
+    processor = Processor(base)
+    processor.tokenizer.add_tokens(['<ref>'])
+    processor.save(tmp_path / 'more')
+    with pytest.raises(ConfigError, match=r'first: <ref>\).*; use the adapter unmerged, or train without new tokens'):
+        template_to_write(base, over=tmp_path / 'more')
 
 
 def test_a_head_of_its_own_where_the_base_has_none(tiny_model, tmp_path):

@@ -7,6 +7,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from vlmtune.families import FAMILIES
+from vlmtune.utils.imports import import_name
 
 VISION = [name for name, family in FAMILIES.items() if family.has_vision]
 CHANGED = {
@@ -32,7 +33,8 @@ def pixels(image_processor, name):
 def test_saved_files_reload_equal(name, changed, processor, tmp_path):
     mine = processor(name, image_processor=CHANGED[name]) if changed else processor(name)
     mine.save(tmp_path)
-    reloaded = AutoImageProcessor.from_pretrained(tmp_path)
+    own = FAMILIES[name].image_processor
+    reloaded = (AutoImageProcessor if own is None else import_name(own)).from_pretrained(tmp_path)
     assert type(reloaded) is type(mine.image_processor)
     assert reloaded.to_dict() == mine.image_processor.to_dict()
     expected = mine.image_inputs([PICTURE])['pixel_values']
@@ -41,7 +43,7 @@ def test_saved_files_reload_equal(name, changed, processor, tmp_path):
         assert expected.shape != processor(name).image_inputs([PICTURE])['pixel_values'].shape
 
 
-@pytest.mark.parametrize('name', VISION)
+@pytest.mark.parametrize('name', [name for name in VISION if FAMILIES[name].model is None])
 def test_names_are_those_of_the_hub(name, processor, tiny_model, tmp_path):
     """Other programs know the family by them; Pil and Fast are this transformers' own suffixes."""
     processor(name).save(tmp_path)

@@ -149,6 +149,8 @@ def main() -> None:
             settings[part] = json.loads(Path(folder, part, f'{kind}config.json').read_text())
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, HERE / 'llava_parts.safetensors')
     note = {
+        'code': [f'{name.removeprefix("https://github.com/")}@{commit}' for name, commit in COMMITS.items()],
+        'config': {'model_type': 'llava_parts'},
         'repositories': COMMITS,
         'files': ['xtuner/model/llava.py', 'internvl_chat/internvl/model/internlm2/modeling_internlm2.py'],
         'seed': SEED,

@@ -94,6 +94,12 @@ def test_its_questions_are_asked_as_in_the_rows():
     assert load_config(NAME).evaluation_inputs[0].count('\n') == len(CHOICES)
 
 
+def test_the_picture_it_asks_about_is_the_one_of_the_guide():
+    guide = (ROOT / 'docs/food_qa.md').read_text(encoding='utf-8')
+    file = re.search(r'"food_file": "(.*?)"', guide)[1]
+    assert set(load_config(NAME).evaluation_images) == {f'data/FoodieQA/{file}'}
+
+
 def test_the_answer_is_learned_and_the_export_gives_it(merged, base, food, capsys):
     """The export lies as the base does, and holds its code, unchanged and never run."""
     assert find_layout(str(merged)) is find_layout(str(base))

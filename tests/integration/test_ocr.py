@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -128,8 +129,21 @@ def test_no_page_of_the_usual_sizes_is_shrunk(name, size):
     assert f'| {limited[0] * limited[1] // side**2} |' in text
 
 
-def test_marks_whose_rows_would_stay_noise_are_refused(pages, tiny_model, tmp_path, capsys):
-    frozen = ["tune=dict(llm='lora', embeddings='frozen', lm_head='frozen')"]
-    base = tiny_model('qwen2_vl')
-    assert main(['train', NAME, '--work-dir', str(tmp_path), *options(base, pages, epochs=1), *frozen]) == 1
-    assert 'new tokens need embeddings that train' in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ('tune', 'tie', 'frozen'),
+    [
+        ("dict(llm='lora', embeddings='frozen', lm_head='frozen')", True, 'embeddings'),
+        ("dict(llm='lora', embeddings='full', lm_head='frozen')", False, 'lm_head'),
+    ],
+)
+def test_marks_whose_rows_would_stay_noise_are_refused(tune, tie, frozen, pages, tiny_model, tmp_path, capsys):
+    """Before any weight is read: there are none."""
+    base = tmp_path / 'base'
+    shutil.copytree(
+        tiny_model('qwen2_vl', tie_word_embeddings=tie), base, ignore=shutil.ignore_patterns('*.safetensors')
+    )
+    run = ['train', NAME, '--work-dir', str(tmp_path / 'run'), *options(base, pages, epochs=1), f'tune={tune}']
+    assert main(run) == 1
+    said = capsys.readouterr().err
+    assert f"'<table_begin>' is new to the model, and tune {frozen} is frozen" in said
+    assert 'new tokens need embeddings that train' in said

@@ -220,6 +220,12 @@ def test_the_templates_of_later_versions(own: Golden):
     assert prompt(own.folder, ('user', 'Hi')).startswith('<s><|im_start|>system\nIt\'s "{{ 1 + 1 }}"\\n<|im_end|>')
 
 
+def test_a_system_message_may_hold_any_words(own: Golden):
+    own.changed(system_message='FIRST look at the IMAGE, HEAD to TAIL; AFTER that, answer.')
+    text = prompt(own.folder, ('user', 'Hi'))
+    assert '<|im_start|>system\nFIRST look at the IMAGE, HEAD to TAIL; AFTER that, answer.<|im_end|>' in text
+
+
 def test_a_chat_template_beside_the_original_counts_if_it_shows_images(own: Golden):
     """An export with another prompt has one; those that some authors add are for text."""
     file = own.folder / 'chat_template.jinja'

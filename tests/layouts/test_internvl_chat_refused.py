@@ -45,6 +45,9 @@ def change(folder: Path, name: str = 'config.json', **settings: Any) -> None:
         (dict(llm_config__architectures=['GptOssForCausalLM']), "is 'GptOssForCausalLM'; supported are InternLM2For"),
         (dict(llm_config__architectures=None), "llm_config is ''"),
         (dict(force_image_size=112), f'force_image_size=112, but vision_config.image_size={TILE}'),
+        (dict(select_layer=-4), 'select_layer=-4, but the vision encoder has 2 layers; expected a whole'),
+        (dict(select_layer=None), 'select_layer=None'),
+        (dict(llm_config__rope_scaling={'type': 'yarn', 'factor': 2.0}), "llm_config.rope_scaling={'type': 'yarn'"),
         (dict(vision_config__drop_path_rate=0.1), 'drop_path_rate'),
         (dict(vision_config__qk_normalization=True, vision_config__layer_norm_eps=1e-5), 'layer_norm_eps=1e-05'),
     ],
@@ -54,7 +57,7 @@ def test_a_config(folder: Path, settings: dict[str, Any], words: str):
     with pytest.raises(ModelError) as error:
         read_config(str(folder))
     assert words in str(error.value)
-    assert str(error.value).startswith('config.json: ')
+    assert str(error.value).startswith(f'{folder / "config.json"}: ')
     assert '\n' not in str(error.value)
 
 
@@ -70,6 +73,9 @@ def test_a_rope_of_another_phi3(folder: Path):
         (dict(template='vicuna'), "template='vicuna', expected one of internlm2-chat"),
         (dict(template='phi3-chat'), "the tokenizer lacks <|assistant|>, which template='phi3-chat' writes"),
         (dict(use_thumbnail=False), 'use_thumbnail=False'),
+        (dict(max_dynamic_patch=None), 'min_dynamic_patch=1 and max_dynamic_patch=None; expected'),
+        (dict(max_dynamic_patch=0), 'max_dynamic_patch=0'),
+        (dict(min_dynamic_patch=5), 'min_dynamic_patch=5 and max_dynamic_patch=4'),
     ],
 )
 def test_a_prompt_or_tiles(folder: Path, settings: dict[str, Any], words: str):

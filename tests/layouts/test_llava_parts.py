@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, CLIPVisionModel
 
 from vlmtune.data import Processor
 from vlmtune.data.placeholders import fixed_grid
-from vlmtune.layouts import find_source, open_weights, read_config
+from vlmtune.layouts import check_same_parts, find_source, open_weights, read_config
 from vlmtune.layouts.llava_parts import LLAVA_PARTS
 from vlmtune.models import SupervisedFinetune
 from vlmtune.models.loading import build_outline, load_model
@@ -288,7 +288,7 @@ def unfolded(tensors: Mapping[str, tuple[str, list[int]]]) -> dict[str, tuple[in
 
 
 @pytest.mark.parametrize('tower', ['clip_vit_l14_336', 'siglip_so400m_384'])
-def test_names_at_full_size(tower: str, parts: Path, tmp_path: Path):
+def test_every_weight_of_the_parts_at_full_size(tower: str, parts: Path, tmp_path: Path):
     """Every weight of InternLM2-chat-1.8B and of the tower has its place, and every place has its weight."""
     fixtures = [TESTS / 'fixtures' / name for name in ('layouts/internlm2-chat-1_8b.json', f'towers/{tower}.json')]
     llm, vision = (json.loads(path.read_text(encoding='utf-8')) for path in fixtures)
@@ -296,6 +296,9 @@ def test_names_at_full_size(tower: str, parts: Path, tmp_path: Path):
     for folder, fixture, files in zip(folders, (llm, vision), (parts / 'llm', parts / 'tower'), strict=True):
         shutil.copytree(files, folder, ignore=shutil.ignore_patterns('*.safetensors'))
         write_json(folder / 'config.json', fixture['config'])
+    side = vision['config']['vision_config']['image_size']
+    images = PREPROCESSORS['llava'] | dict(crop_size=dict(height=side, width=side))
+    write_json(folders[1] / 'preprocessor_config.json', images)
     config = read_config(find_source(dict(
         llm_name_or_path=str(folders[0]), visual_encoder_name_or_path=str(folders[1])
     )))  # fmt: skip
@@ -329,6 +332,7 @@ def test_names_at_full_size(tower: str, parts: Path, tmp_path: Path):
         (dict(llm_name_or_path=None), ConfigError, 'llm_name_or_path=None: expected a folder or a hub id'),
         (dict(vision_feature_layer=9), ConfigError, 'vision_feature_layer=9, but .* has 3 layers'),
         (dict(vision_feature_layer=[-2]), ConfigError, 'expected the number of a layer'),
+        (dict(pad_image_to_square='yes'), ConfigError, "pad_image_to_square='yes': expected True or False"),
         (dict(vision_feature_select_strategy='cls'), ConfigError, "'cls': expected default or full"),
         (dict(pretrained_pth='/nowhere/iter_1.pth'), CheckpointError, '/nowhere/iter_1.pth does not exist; expected'),
     ],
@@ -338,11 +342,22 @@ def test_settings_that_cannot_be_right(changed: dict[str, Any], error: type, mes
         find_source(settings_of(parts) | changed)
 
 
-def test_parts_that_are_none(parts: Path, tiny_model: Any):
+def test_parts_that_are_none(parts: Path, tiny_model: Any, tmp_path: Path):
     with pytest.raises(ModelError, match='visual_encoder_name_or_path: .* is a llama; expected clip or siglip'):
         find_source(settings_of(parts) | dict(visual_encoder_name_or_path=str(tiny_model('llama'))))
     with pytest.raises(ModelError, match='llm_name_or_path: .* is a qwen2_vl, which sees images already'):
         find_source(settings_of(parts) | dict(llm_name_or_path=str(tiny_model('qwen2_vl'))))
+    clip = write_tiny_tower('clip', tmp_path / 'clip')
+    with pytest.raises(ModelError, match="llm_name_or_path: .*clip: model type 'clip' is not supported"):
+        find_source(settings_of(parts) | dict(llm_name_or_path=str(clip)))
+
+
+def test_images_of_another_size_than_the_towers(parts: Path, tmp_path: Path):
+    tower = shutil.copytree(parts / 'tower', tmp_path / 'tower')
+    settings = PREPROCESSORS['llava'] | dict(crop_size=dict(height=56, width=56))
+    write_json(tower / 'preprocessor_config.json', settings)
+    with pytest.raises(ModelError, match='preprocessor_config.json of .* 56x56, but config.json has image_size=42'):
+        find_source(settings_of(parts) | dict(visual_encoder_name_or_path=str(tower)))
 
 
 def test_a_language_model_whose_logits_are_scaled(parts: Path, tmp_path: Path):
@@ -378,6 +393,34 @@ def test_a_projector_that_does_not_fit(parts: Path, golden: dict[str, torch.Tens
         load_model(broken(parts, tmp_path, 'lora.pth', lora))
     with pytest.raises(CheckpointError, match='holds model.layers.0.weight, expected a projector'):
         load_model(broken(parts, tmp_path, 'other.pth', {'model.layers.0.weight': torch.zeros(1)}))
+    del projector['projector.model.2.bias']
+    with pytest.raises(CheckpointError, match=r'pretrained_pth: .*/cut.pth holds no projector.model.2.bias; expected'):
+        load_model(broken(parts, tmp_path, 'cut.pth', projector))
+
+
+def test_a_whole_llava_is_no_projector(parts: Path, tiny_model: Any):
+    with pytest.raises(CheckpointError, match='is a llava, no projector; .* as pretrained_model_name_or_path'):
+        load_model(settings_of(parts, tiny_model('llava')))
+
+
+def test_model_and_processor_are_of_the_same_parts(parts: Path):
+    model, plain = settings_of(parts), settings_of(parts, None, vision_feature_layer=-2)
+    check_same_parts(model, plain)
+    check_same_parts(model, 'some/model')
+    with pytest.raises(ConfigError, match='pad_image_to_square is False in model.*, but True in that of the processor'):
+        check_same_parts(model, plain | dict(pad_image_to_square=True))
+
+
+def test_the_config_says_nothing_of_where_its_parts_lay(tiny_model: Any, tmp_path: Path):
+    clip = write_tiny_tower('clip', tmp_path / 'clip')
+    CLIPVisionModel.from_pretrained(clip).save_pretrained(tmp_path / 'alone')
+    shutil.copy(clip / 'preprocessor_config.json', tmp_path / 'alone')
+    llm = tiny_model('qwen2')
+    settings = dict(llm_name_or_path=str(llm), visual_encoder_name_or_path=str(tmp_path / 'alone'))
+    load_model(settings)[0].save_pretrained(tmp_path / 'out')
+    text = (tmp_path / 'out' / 'config.json').read_text(encoding='utf-8')
+    assert str(tmp_path) not in text
+    assert str(llm) not in text
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ BPE = (2, message((3, 2)))
     [
         (b'', 'holds no pieces; expected a byte-pair model'),
         (b'\x0a\xff\x01', 'cannot be read as a SentencePiece model'),
-        (b'{"model": 1}', 'cannot be read as a SentencePiece model'),
+        (b'{"model": 1}', r'cannot be read as a SentencePiece model \(byte 0 starts no field\)'),
         (b'version https://git-lfs.github.com/spec/v1\n', 'cannot be read as a SentencePiece model'),
         (message(*PIECES, (2, message((3, 1)))), 'holds a model of type 1; expected a byte-pair model'),
         (message(*PIECES, (2, message((3, 2), (24, 1)))), 'writes spaces behind words'),

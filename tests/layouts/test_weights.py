@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vlmtune.layouts import Fused, Layout, Rename, open_weights, to_native, to_original
+from vlmtune.layouts import Fused, Layout, Rename, Weight, open_weights, to_native, to_original
 from vlmtune.utils.errors import CheckpointError, ModelError
 
 LAYOUT = Layout(
@@ -130,6 +130,12 @@ def test_a_weight_of_another_shape_is_named(weights):
         ModelError, match=r'b\.safetensors: 0\.kv is \(4, 2\), which makes 0\.v \(3, 2\); config\.json asks'
     ):
         native(weights, expected={**EXPECTED, '0.v': torch.Size([5, 2])})
+
+
+def test_a_weight_of_whole_numbers_is_refused(weights):
+    whole = Weight((3, 2), torch.int8, weights['emb.weight'].file, lambda: torch.ones(3, 2, dtype=torch.int8))
+    with pytest.raises(ModelError, match=r'a\.safetensors: emb\.weight holds int8.*expected floating-point weights'):
+        native({**weights, 'emb.weight': whole})
 
 
 def test_a_weight_that_grew_has_no_place_in_the_original(weights):

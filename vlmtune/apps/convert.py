@@ -122,7 +122,7 @@ def _base_path(trained: Trained, *, fallback: Mapping[str, Any]) -> str | Mappin
             raise ConfigError(f'neither the config nor {trained.path} has a model with {key}')
         return given if isinstance(given, Mapping) else str(given)
     if isinstance(recorded, Mapping):
-        return recorded
+        return _parts_at_hand(recorded, given=given if isinstance(given, Mapping) else {})
     is_gone = not os.path.isdir(os.path.expanduser(recorded)) and (os.path.isabs(recorded) or recorded.count('/') != 1)
     if is_gone and isinstance(given, str) and given != recorded:
         logger.warning('%s, the base model of the checkpoint, is gone; taking %s from the config', recorded, given)
@@ -130,6 +130,18 @@ def _base_path(trained: Trained, *, fallback: Mapping[str, Any]) -> str | Mappin
     if given and given != recorded:
         logger.info('the base model is %s, as the checkpoint says, not %s', recorded, given)
     return str(recorded)
+
+
+def _parts_at_hand(recorded: Mapping[str, Any], *, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a LLaVA as the checkpoint says; local ones that are gone as the config says."""
+    parts = dict(recorded)
+    for name, place in recorded.items():
+        other = given.get(name)
+        is_path = isinstance(place, str) and (name == 'pretrained_pth' or os.path.isabs(place) or place.count('/') != 1)
+        if is_path and isinstance(other, str) and other != place and not os.path.exists(os.path.expanduser(place)):
+            logger.warning('%s %s of the checkpoint is gone; taking %s from the config', name, place, other)
+            parts[name] = other
+    return parts
 
 
 def _write_adapter(

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
 
 from vlmtune.data import Processor
 from vlmtune.data.processor_files import JOINT_FILE
@@ -195,10 +194,6 @@ def save_model(model: PreTrainedModel, folder: Path, *, base: str, max_shard_siz
     The tokens that the chat template ends an answer with are added to the generation config, so that every program
     stops where the model was trained to stop.
     """
-    if not getattr(model, '_weight_conversions', True):
-        # It was read from another layout. Without this, names on disk would be those of the modules, which only
-        # transformers reads: vLLM, SGLang and LMDeploy want those that the hub has.
-        model._weight_conversions = get_model_conversion_mapping(model, add_legacy=False)  # type: ignore[assignment]
     with imports_refused('deepspeed'):  # accelerate would import it, to see that the model is none of its own
         model.save_pretrained(folder, max_shard_size=max_shard_size)
     config = model.config.get_text_config()

@@ -119,7 +119,7 @@ def merge_adapter(adapted: 'PeftModel', *, dtype: torch.dtype, device: torch.dev
     """
     from peft.tuners.lora import LoraLayer  # noqa: PLC0415
 
-    was_tied = adapted.config.tie_word_embeddings
+    was_tied = getattr(adapted.config, 'tie_word_embeddings', False)
     for name, layer in adapted.named_modules():
         if isinstance(layer, LoraLayer) and isinstance(layer, nn.Module):
             home = next(layer.parameters()).device

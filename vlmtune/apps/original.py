@@ -30,6 +30,8 @@ _NOT_COPIED = ('README.md', *INDEX_FILES)
 def template_to_write(base: str, *, over: Path, rows: int | None = None) -> str | None:
     """The chat template that a model was trained with, if it is not that of its base; else None.
 
+    Other image settings than those of the base are warned of: the export cannot say them.
+
     Args:
         base: folder or hub id of the original.
         over: folder with the processor files that it was trained with.
@@ -38,16 +40,36 @@ def template_to_write(base: str, *, over: Path, rows: int | None = None) -> str 
     Raises:
         ConfigError: tokens were added; the files of the base cannot describe them.
     """
-    trained, own = load_processor(base, over=over).tokenizer, Processor(base).tokenizer
+    processor, plain = load_processor(base, over=over), Processor(base)
+    _tell_image_settings(base, trained=processor, own=plain)
+    trained, own = processor.tokenizer, plain.tokenizer
     added = sorted(set(trained.get_vocab()) - set(own.get_vocab()))
     if added or rows:
         what = f'{len(added)} tokens were added (first: {added[0]})' if added else f'the embeddings grew to {rows} rows'
+        way_out = 'write --format hf, or train without new tokens'
+        if plain.family.model is not None:  # transformers has no such model
+            way_out = 'use the adapter unmerged, or train without new tokens'
         raise ConfigError(
-            f'--format original: {what}, but config.json and tokenizer of {base} are copied unchanged; write --format '
-            'hf, or train without new tokens'
+            f'--format original: {what}, but config.json and tokenizer of {base} are copied unchanged; {way_out}'
         )
     template = trained.chat_template
     return template if isinstance(template, str) and template != own.chat_template else None
+
+
+def _tell_image_settings(base: str, *, trained: Processor, own: Processor) -> None:
+    """Warn where images were cut or scaled otherwise in training than the files of the base say."""
+    if trained.image_processor is None or own.image_processor is None:
+        return
+    here, there = trained.image_processor.to_dict(), own.image_processor.to_dict()
+    changed = {name: here[name] for name in sorted(set(here) & set(there)) if here[name] != there[name]}
+    if changed:
+        logger.warning(
+            'trained with the image settings %s, but the files of %s are copied unchanged and say %s: set those of the '
+            'training in what runs the model',
+            changed,
+            base,
+            {name: there[name] for name in changed},
+        )
 
 
 def write_original(
@@ -67,7 +89,7 @@ def write_original(
 
     Raises:
         ModelError: the base is incomplete, or the model does not fit it.
-        CheckpointError: the base holds a link that leads out of it.
+        CheckpointError: the base holds a link that leads out of it, or what is no file.
     """
     source = find_folder(base)
     weights = open_weights(source)
@@ -101,6 +123,8 @@ def _copy_files(source: Path, folder: Path) -> None:
             continue
         if any(part.startswith('.') or part == '__pycache__' for part in name.parts):
             continue
+        if not path.is_file():
+            raise CheckpointError(f'{path} is no file, or a link to none; remove it')
         if not any(path.resolve().is_relative_to(root) for root in roots):
             raise CheckpointError(f'{path} is a link that leads out of {source}; put the file itself there')
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

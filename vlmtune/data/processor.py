@@ -98,6 +98,11 @@ class Processor:
             self.tokenizer.chat_template = find_template(prompt_template)
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
+        if self.tokenizer.pad_token_id is None:
+            raise ModelError(
+                f'{pretrained_model_name_or_path}: tokenizer_config.json has neither pad_token nor eos_token, so that '
+                'nothing can end or fill a row; copy it from where the model comes from'
+            )
         self._count_tokens: Any = import_name(self.family.placeholder) if self.family.placeholder else None
         self._make_pixels = find_pixel_function(self.family, self.image_processor)
         self.renderer = ChatRenderer(

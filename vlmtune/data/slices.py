@@ -22,6 +22,7 @@ from transformers.processing_utils import ImagesKwargs
 from vlmtune.data.pixels import finish_pixels
 from vlmtune.data.placeholders import ImageTokens, Runs
 from vlmtune.structures import ImageSize
+from vlmtune.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from vlmtune.data.processor import Processor
@@ -59,7 +60,11 @@ class SliceSettings(ImagesKwargs, total=False):
 
 
 class SliceImageProcessor(PilBackend):
-    """Makes patches of all views of all images; one image after the other, the whole first, then slices row by row."""
+    """Makes patches of all views of all images; one image after the other, the whole first, then slices row by row.
+
+    Raises:
+        ConfigError: ``max_slice_nums`` is less than 1.
+    """
 
     valid_kwargs = SliceSettings
     model_input_names = ['pixel_values', 'patch_grids']  # noqa: RUF012  # as the base class has it
@@ -73,6 +78,11 @@ class SliceImageProcessor(PilBackend):
     max_slice_nums = 9
     scale_resolution = 448
     patch_size = 14
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if self.max_slice_nums < 1:
+            raise ConfigError(f'max_slice_nums={self.max_slice_nums}: expected 1 (the whole image alone) or more')
 
     def preprocess(self, images: Any, *args: Any, return_tensors: Any = None, **kwargs: Any) -> BatchFeature:
         """One image of Pillow or a list of them -> pixel_values float32[P, C * D], patch_grids long[N, 2].

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from vlmtune.data.processor import Processor
 
 _OF_TEMPLATES = re.compile(r'<\|[^<>|\s]+\|>')  # MiniCPM writes <AI> as plain text, so only what is surely a token
-_OF_IMAGES = re.compile(r'</?[^<>/\s]+>')
+_OF_IMAGES = re.compile(r'</?[^<>/\s\d]+>')  # those with a number are as many as the tokenizer's makers wanted
 _SIZE = ImageSize(height=336, width=448)
 
 

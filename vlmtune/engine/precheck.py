@@ -11,10 +11,12 @@ from mmengine.dist import get_dist_info
 from mmengine.hooks import Hook
 
 from vlmtune.config.targets import find_target
-from vlmtune.data import StreamingDataset
+from vlmtune.data import Processor, StreamingDataset
 from vlmtune.engine import checkpoint
 from vlmtune.engine.deepspeed_config import check_deepspeed
 from vlmtune.engine.sharded_loading import check_sharding
+from vlmtune.families import PartName
+from vlmtune.layouts import check_same_parts
 from vlmtune.models.loading import read_family
 from vlmtune.models.tuning import plan_parts
 from vlmtune.models.vision_features import check_cacheable
@@ -29,6 +31,8 @@ def check_settings(cfg: Config) -> None:
         UserError: a word, a part, a number of images or a path that cannot be right.
     """
     settings = dict(cfg.model)
+    source = 'pretrained_model_name_or_path'
+    check_same_parts(settings.get(source), (cfg.get('processor') or {}).get(source))
     model = settings.pop('type')
     model = model.build() if isinstance(model, LazyObject) else model
     if hasattr(model, 'check'):
@@ -40,6 +44,33 @@ def check_settings(cfg: Config) -> None:
     if cfg.get('visualizer') is not None and not isinstance(cfg.visualizer, Mapping):
         raise ConfigError(f'visualizer={cfg.visualizer!r}: expected dict(type=Visualizer, vis_backends=[...]) or None')
     build_custom_hooks(cfg)
+
+
+def check_new_tokens(cfg: Config, *, processor: Processor) -> None:
+    """Tell before data and weights are read that rows of new tokens would never be learned.
+
+    Args:
+        cfg: of the run.
+        processor: of the run.
+
+    Raises:
+        ConfigError: the embeddings are frozen, or, for tokens that answers hold, a head of its own is.
+    """
+    new = (*processor.new_tokens, *processor.special_tokens)
+    settings = cfg.get('model') or {}
+    if not new or 'tune' not in settings:
+        return
+    plans = plan_parts(settings['tune'], family=processor.family, lora=settings.get('lora'))
+    configs = (processor.config, processor.config.get_text_config())
+    tied = any(getattr(config, 'tie_word_embeddings', False) for config in configs)
+    needed: list[PartName] = ['embeddings']
+    if processor.new_tokens and not tied:
+        needed.append('lm_head')
+    if frozen := [part for part in needed if plans[part].mode == 'frozen']:
+        raise ConfigError(
+            f'{new[0]!r} is new to the model, and tune {frozen[0]} is frozen: new tokens need embeddings that train; '
+            'set tune embeddings="full", lm_head="full"'
+        )
 
 
 def _check_vision_cache(cfg: Config, model: Mapping[str, Any]) -> None:

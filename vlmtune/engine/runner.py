@@ -19,7 +19,7 @@ from vlmtune.engine import ranks
 from vlmtune.engine.checkpoint import CONFIG_FILE
 from vlmtune.engine.hooks.isolation import IsolationHook
 from vlmtune.engine.optim import PartwiseOptimWrapperConstructor
-from vlmtune.engine.precheck import build_custom_hooks
+from vlmtune.engine.precheck import build_custom_hooks, check_new_tokens
 from vlmtune.engine.resuming import load_or_resume
 from vlmtune.engine.saving import Saver
 from vlmtune.engine.schedules import schedules_in_steps
@@ -44,6 +44,7 @@ def build_data(cfg: Config, *, bad_samples_file: Path | None = None) -> tuple[Pr
         bad_samples_file: where the data set writes what it could not use; None writes nothing.
     """
     processor = PROCESSORS.build(cfg.processor)
+    check_new_tokens(cfg, processor=processor)
     options = dict(cfg.train_dataloader)
     part = options.pop('dataset')
     target = find_target(part['type'], must_exist=True)

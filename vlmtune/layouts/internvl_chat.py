@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, InternVLConfig, PreTrainedConfig
 
-from vlmtune.layouts.internlm2 import INTERNLM2, internlm2_rules
+from vlmtune.layouts.internlm2 import internlm2_rules, internlm2_text_config
 from vlmtune.layouts.internvl_files import CONTEXT_TOKEN, write_processor_files
 from vlmtune.layouts.layout import Layout
 from vlmtune.layouts.names import Fused, Rename, Rule
@@ -63,7 +63,7 @@ def read_config(raw: Mapping[str, Any]) -> InternVLConfig:
         image_seq_length=int((vision['image_size'] // vision['patch_size']) ** 2 * ratio**2),
         downsample_ratio=ratio,
         projector_hidden_act='gelu',
-        vision_feature_layer=int(raw.get('select_layer', -1)),
+        vision_feature_layer=_feature_layer(raw.get('select_layer', -1), layers=vision['num_hidden_layers']),
         vision_feature_select_strategy='default',
         tie_word_embeddings=False,  # the official class sets it so, for all language models
         dtype=raw.get('torch_dtype'),
@@ -75,6 +75,15 @@ def _section(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     if not isinstance(section, Mapping):
         raise ModelError(f'config.json: {key} is {type(section).__name__}, expected an object as InternVL2 has it')
     return section
+
+
+def _feature_layer(layer: Any, *, layers: int) -> int:
+    if not isinstance(layer, int) or not -layers - 1 <= layer <= layers:
+        raise ModelError(
+            f'config.json: select_layer={layer!r}, but the vision encoder has {layers} layers; expected a whole number '
+            f'from {-layers - 1} to {layers}'
+        )
+    return layer
 
 
 def _vision_config(raw: Mapping[str, Any], *, tile: int | None) -> dict[str, Any]:
@@ -112,8 +121,9 @@ def _vision_config(raw: Mapping[str, Any], *, tile: int | None) -> dict[str, Any
 
 def _text_config(raw: Mapping[str, Any]) -> PreTrainedConfig:
     names = raw.get('architectures') or ['']
+    config: PreTrainedConfig
     if names[0] == 'InternLM2ForCausalLM':
-        config = INTERNLM2.read_config(raw)
+        config = internlm2_text_config(raw, key='llm_config.')
     elif names[0] in _LANGUAGE_MODELS:
         config = _known_settings(_LANGUAGE_MODELS[names[0]], raw)
     else:

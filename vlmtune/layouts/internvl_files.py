@@ -1,6 +1,7 @@
 """Tokenizer, chat template and image processor of an ``internvl_chat``, as transformers reads those of an InternVL."""
 
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -108,10 +109,8 @@ def _chat_template(raw: dict[str, Any], tokenizer: PreTrainedTokenizerBase, sour
         'OPENED': json.dumps(opened),
         'IMAGE': json.dumps(f'{CONTEXT_TOKEN}\n'),
     }
-    template = '{{ bos_token }}' * _adds_bos(tokenizer) + _TEMPLATE
-    for mark, literal in shown.items():
-        template = template.replace(mark, literal)
-    return template
+    marks = re.compile('|'.join(shown))  # all at once: a system message may hold these words
+    return '{{ bos_token }}' * _adds_bos(tokenizer) + marks.sub(lambda mark: shown[mark[0]], _TEMPLATE)
 
 
 def _control_tokens(text: str) -> list[str]:
@@ -124,7 +123,13 @@ def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _image_settings(raw: dict[str, Any]) -> dict[str, Any]:
-    dynamic, most = bool(raw.get('dynamic_image_size', False)), int(raw.get('max_dynamic_patch', 6))
+    dynamic = bool(raw.get('dynamic_image_size', False))
+    least, most = (raw.get(key, default) for key, default in (('min_dynamic_patch', 1), ('max_dynamic_patch', 6)))
+    if not isinstance(least, int) or not isinstance(most, int) or not 1 <= least <= most:
+        raise ModelError(
+            f'config.json: min_dynamic_patch={least!r} and max_dynamic_patch={most!r}; expected the least and the most '
+            'tiles of an image, whole numbers of at least 1'
+        )
     if dynamic and most > 1 and not raw.get('use_thumbnail', False):
         raise ModelError('config.json: use_thumbnail=False with several tiles is not supported')
     tile = raw.get('force_image_size') or raw['vision_config'].get('image_size', 224)
@@ -133,7 +138,7 @@ def _image_settings(raw: dict[str, Any]) -> dict[str, Any]:
         processor_class='InternVLProcessor',
         size=dict(height=tile, width=tile),
         crop_to_patches=True,
-        min_patches=int(raw.get('min_dynamic_patch', 1)) if dynamic else 1,
+        min_patches=least if dynamic else 1,
         max_patches=most if dynamic else 1,
         do_convert_rgb=True,
         do_resize=True,

@@ -61,7 +61,7 @@ def write_files(parts: 'LlavaParts', folder: Path) -> LlavaConfig:
         tokenizer.chat_template = _FLATTEN + tokenizer.chat_template
     tokenizer.save_pretrained(folder)
     config = _llava_config(parts, text=text, vision=vision, tokenizer=tokenizer)
-    write_json(folder / 'preprocessor_config.json', _image_settings(parts))
+    write_json(folder / 'preprocessor_config.json', _image_settings(parts, side=vision.image_size))
     write_json(folder / 'processor_config.json', _joint_settings(config))
     if (generation := read_source_json(parts.llm_name_or_path, 'generation_config.json')) is not None:
         write_json(folder / 'generation_config.json', generation)
@@ -75,7 +75,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def _text_config(name_or_path: str) -> PreTrainedConfig:
     config = read_config(name_or_path)
-    family = find_family(config.model_type)
+    try:
+        family = find_family(config.model_type)
+    except ModelError as error:
+        raise ModelError(f'llm_name_or_path: {name_or_path}: {error}') from None
     if family.auto_class != 'causal_lm':
         raise ModelError(
             f'llm_name_or_path: {name_or_path} is a {family.model_type}, which sees images already; expected a '
@@ -124,8 +127,8 @@ def _llava_config(
         text.vocab_size = -(-max(len(tokenizer), image_token + 1) // _ROWS) * _ROWS
     patches = (vision.image_size // vision.patch_size) ** 2
     config = LlavaConfig(
-        text_config=text.to_dict(),
-        vision_config=vision.to_dict(),
+        text_config=_without_path(text),
+        vision_config=_without_path(vision),
         image_token_index=image_token,
         image_seq_length=patches + (strategy == 'full' and _has_class_token(vision)),
         vision_feature_layer=parts.vision_feature_layer,
@@ -136,10 +139,21 @@ def _llava_config(
     return config
 
 
-def _image_settings(parts: 'LlavaParts') -> dict[str, Any]:
+def _without_path(config: PreTrainedConfig) -> dict[str, Any]:
+    """The settings; where a part lay means nothing to whoever gets the whole."""
+    return {name: value for name, value in config.to_dict().items() if name != '_name_or_path'}
+
+
+def _image_settings(parts: 'LlavaParts', *, side: int) -> dict[str, Any]:
     loaded = load_pretrained(AutoImageProcessor, parts.visual_encoder_name_or_path, backend='pil').to_dict()
     settings = {name: loaded[name] for name in _IMAGE_SETTINGS if loaded.get(name) is not None}
     settings |= dict(do_center_crop=bool(settings.get('do_center_crop')), do_convert_rgb=True)
+    made = settings['crop_size' if settings['do_center_crop'] else 'size']
+    if any(made.get(name, side) != side for name in ('height', 'width')):
+        raise ModelError(
+            f'visual_encoder_name_or_path: preprocessor_config.json of {parts.visual_encoder_name_or_path} makes '
+            f'images of {made["height"]}x{made["width"]}, but config.json has image_size={side}'
+        )
     kind = str(loaded['image_processor_type']).removesuffix('Pil').removesuffix('Fast')
     if parts.pad_image_to_square:
         kind, settings['do_pad'] = 'LlavaImageProcessor', True

@@ -91,6 +91,27 @@ def check_projector(name_or_path: str | Mapping[str, Any], *, mode: str) -> None
         )
 
 
+def check_same_parts(model: Any, processor: Any) -> None:
+    """Raise if processor and model are made of different parts, or read them differently.
+
+    Args:
+        model: its ``pretrained_model_name_or_path``.
+        processor: its; a folder or hub id, which may be that of another model, is not looked at.
+
+    Raises:
+        ConfigError: they differ in more than ``pretrained_pth``, which a processor does not need.
+    """
+    if not isinstance(model, Mapping) or not isinstance(processor, Mapping):
+        return
+    mine, theirs = asdict(parse_parts(model)), asdict(parse_parts(processor))
+    for name in mine:
+        if name != 'pretrained_pth' and mine[name] != theirs[name]:
+            raise ConfigError(
+                f'{name} is {mine[name]!r} in model.pretrained_model_name_or_path, but {theirs[name]!r} in that of the '
+                'processor; give both the same parts'
+            )
+
+
 def parse_parts(settings: Mapping[str, Any]) -> LlavaParts:
     """The parts that a config names, local ones by their absolute paths.
 
@@ -106,13 +127,13 @@ def parse_parts(settings: Mapping[str, Any]) -> LlavaParts:
     for name in known[:2]:
         if not isinstance(settings.get(name), str):
             raise ConfigError(f'{name}={settings.get(name)!r}: expected a folder or a hub id')
-    if settings.get('vision_feature_select_strategy') not in (None, *_STRATEGIES):
-        raise ConfigError(
-            f'vision_feature_select_strategy={settings["vision_feature_select_strategy"]!r}: expected '
-            f'{" or ".join(_STRATEGIES)}, or None'
-        )
-    if not isinstance(settings.get('vision_feature_layer', -2), int):
-        raise ConfigError(f'vision_feature_layer={settings["vision_feature_layer"]!r}: expected the number of a layer')
+    layer, strategy, pad = (settings.get(field.name, field.default) for field in fields(LlavaParts)[3:])
+    if strategy not in (None, *_STRATEGIES):
+        raise ConfigError(f'vision_feature_select_strategy={strategy!r}: expected {" or ".join(_STRATEGIES)}, or None')
+    if not isinstance(layer, int) or isinstance(layer, bool):
+        raise ConfigError(f'vision_feature_layer={layer!r}: expected the number of a layer')
+    if not isinstance(pad, bool):
+        raise ConfigError(f'pad_image_to_square={pad!r}: expected True or False')
     values: dict[str, Any] = {**settings, **{name: _absolute(settings.get(name)) for name in known[:3]}}
     return LlavaParts(**values)
 

@@ -32,6 +32,7 @@ _PROJECTORS = {
     'model.multi_modal_projector.linear_2.': 'projector.model.2.',
     'model.mm_projector.': 'projector.model.',
 }
+_PROJECTOR = tuple(f'projector.model.{layer}.{leaf}' for layer in (0, 2) for leaf in ('weight', 'bias'))
 _UNREAD = ('use_dora', 'fan_in_fan_out', 'rank_pattern', 'alpha_pattern', 'modules_to_save')  # of PEFT's settings
 
 
@@ -156,7 +157,8 @@ def open_pretrained(path: Path) -> Pretrained:
     if adapted := sorted(name for name in found if '.lora_' in name):
         raise CheckpointError(
             f'pretrained_pth: {path} holds LoRA layers (first: {adapted[0]}) without their alpha; write it by '
-            'pth_to_hf of the program that made it, and name the folder'
+            'pth_to_hf of the program that made it: what XTuner writes is named here, what vlmtune writes as '
+            'pretrained_model_name_or_path'
         )
     parts = ('projector.', 'llm.', 'visual_encoder.')
     if foreign := sorted(name for name in found if not name.startswith(parts)):
@@ -164,10 +166,8 @@ def open_pretrained(path: Path) -> Pretrained:
             f'pretrained_pth: {path} holds {foreign[0]}, expected a projector; what trained more of the model is '
             'written by pth_to_hf and named as pretrained_model_name_or_path'
         )
-    if not any(name.startswith('projector.') for name in found):
-        raise CheckpointError(
-            f'pretrained_pth: {path} holds no projector; expected projector.model.0.weight and others'
-        )
+    if missing := [name for name in _PROJECTOR if name not in found]:
+        raise CheckpointError(f'pretrained_pth: {path} holds no {missing[0]}; expected {", ".join(_PROJECTOR)}')
     return Pretrained(found, adapters)
 
 
@@ -192,6 +192,11 @@ def _projector_name(name: str) -> str:
 
 def _projector_folder(folder: Path) -> dict[str, Weight]:
     config = read_source_json(str(folder), 'config.json') or {}
+    if config.get('model_type') not in (None, 'projector'):
+        raise CheckpointError(
+            f'pretrained_pth: {folder} is a {config["model_type"]}, no projector; a whole LLaVA is named as '
+            'pretrained_model_name_or_path, in place of its parts'
+        )
     expected = dict(model_type='projector', depth=2, hidden_act='gelu', bias=True)
     for key, value in expected.items():
         if config.get(key, None if key == 'model_type' else value) != value:

@@ -21,6 +21,7 @@ from vlmtune.layouts.names import Fused, Rename, Rule
 from vlmtune.layouts.sentencepiece import fast_tokenizer
 from vlmtune.utils.errors import ModelError
 from vlmtune.utils.imports import import_name
+from vlmtune.utils.pretrained import read_source_json
 
 _NEEDED = (
     'vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads scale_emb scale_depth '
@@ -131,7 +132,7 @@ def _vision(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_processor_files(source: Path, target: Path) -> None:
-    config = _read_json(source / 'config.json')
+    config = read_source_json(str(source), 'config.json') or {}
     tokenizer = fast_tokenizer(source)
     for token in _TOKENS:
         if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
@@ -147,21 +148,13 @@ def _write_processor_files(source: Path, target: Path) -> None:
     tokenizer.pad_token = tokenizer.eos_token
     tokenizer.chat_template = _CHAT_TEMPLATE.strip()
     tokenizer.save_pretrained(target)
-    theirs = _read_json(source / 'preprocessor_config.json') if (source / 'preprocessor_config.json').is_file() else {}
+    theirs = read_source_json(str(source), 'preprocessor_config.json') or {}
     image = {key: theirs.get(key, config[key]) for key in _IMAGE_SETTINGS}
     for ours, key in (('image_mean', 'norm_mean'), ('image_std', 'norm_std')):
         if key in theirs:
             image[ours] = theirs[key]
     image['image_processor_type'] = 'SliceImageProcessor'
     (target / 'preprocessor_config.json').write_text(json.dumps(image, indent=2) + '\n', 'utf-8')
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text('utf-8'))
-    except ValueError as error:
-        raise ModelError(f'{path} is no json: {str(error)[:160]}') from error
-    return content
 
 
 # ---- weights

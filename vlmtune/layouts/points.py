@@ -21,6 +21,7 @@ from vlmtune.layouts.names import Fused, Rename, Rule
 from vlmtune.layouts.token_ids import find_token_id
 from vlmtune.utils.errors import ModelError
 from vlmtune.utils.imports import import_name
+from vlmtune.utils.pretrained import read_source_json
 
 _TOKENIZER_FILES = ('tokenizer.json', 'vocab.json', 'merges.txt', 'added_tokens.json', 'special_tokens_map.json')
 _IMAGE_TOKEN = '<|image_pad|>'
@@ -122,14 +123,14 @@ def _write_processor_files(source: Path, target: Path) -> None:
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
-    settings = _read_json(source / 'tokenizer_config.json')
+    settings = _read_json(source, 'tokenizer_config.json')
     # Its chat template is that of Qwen2.5, which knows no images and adds a system message; POINTS does not use it.
     for key in ('chat_template', 'auto_map', 'processor_class'):
         settings.pop(key, None)
     _write_json(target / 'tokenizer_config.json', settings)
     for token in _TOKENS:
         find_token_id(source, token)  # raises where there is none
-    image = _read_json(source / 'preprocessor_config.json')
+    image = _read_json(source, 'preprocessor_config.json')
     kept = {key: image[key] for key in _IMAGE_SETTINGS if key in image}
     size = image.get('size') or {}
     for limit, edge in (('min_pixels', 'shortest_edge'), ('max_pixels', 'longest_edge')):
@@ -138,13 +139,10 @@ def _write_processor_files(source: Path, target: Path) -> None:
     _write_json(target / 'preprocessor_config.json', {**kept, 'image_processor_type': 'Qwen2VLImageProcessor'})
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ModelError(f'{path.parent} has no {path.name}; download it')
-    try:
-        content: dict[str, Any] = json.loads(path.read_text('utf-8'))
-    except ValueError as error:
-        raise ModelError(f'{path} is no json: {str(error)[:160]}') from error
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    content = read_source_json(str(folder), name)
+    if content is None:
+        raise ModelError(f'{folder} has no {name}; download it')
     return content
 
 

@@ -15,6 +15,7 @@ import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ logger = logging.getLogger(__name__)
 MODEL_FILE = 'tokenizer.model'
 SPACE = '▁'  # how SentencePiece writes a space
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # ModelProto.SentencePiece.Type
+_VARINT_BITS, _SIZES = 63, {1: 8, 5: 4}  # sizes by wire type
+# The pairs of pieces grow with the square of a piece's length. Real models: 262,144 pieces at most, of 6 on average.
+_MOST_BYTES, _MOST_PIECES, _MOST_CHARACTERS, _LONGEST_PIECE = 1 << 24, 500_000, 4_000_000, 1000
 _BPE = 2  # TrainerSpec.ModelType
 _NAMED = ('unk_token', 'bos_token', 'eos_token', 'pad_token', 'sep_token', 'cls_token', 'mask_token')
 _PASSED_ON = ('model_max_length', 'padding_side', 'truncation_side', 'clean_up_tokenization_spaces')
@@ -65,10 +69,16 @@ def read_pieces(path: Path) -> Pieces:
         ModelError: it is none, or of a sort that is not supported.
     """
     try:
-        parts = list(_fields(path.read_bytes()))
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError(f'it has more than {_MOST_BYTES} bytes')
+        parts = list(islice(_fields(path.read_bytes()), _MOST_PIECES + 1))
+        if len(parts) > _MOST_PIECES:
+            raise ValueError(f'it has more than {_MOST_PIECES} pieces')
         pieces = [dict(_fields(value)) for number, value in parts if number == 1]
         trainer, normalizer = (dict(_fields(dict(parts).get(number, b''))) for number in (2, 3))
         texts = tuple(piece[1].decode() for piece in pieces)
+        if max(map(len, texts), default=0) > _LONGEST_PIECE or sum(map(len, texts)) > _MOST_CHARACTERS:
+            raise ValueError(f'a piece has more than {_LONGEST_PIECE} characters, or all more than {_MOST_CHARACTERS}')
         scores = tuple(struct.unpack('<f', piece[2])[0] if 2 in piece else 0.0 for piece in pieces)
         unknown = trainer.get(45, b'<unk>').decode()
     except (OSError, IndexError, KeyError, AttributeError, TypeError, ValueError, struct.error) as error:
@@ -103,8 +113,10 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
             continue
         if key & 7 == 2:
             size, at = _varint(data, at)
+        elif key & 7 in _SIZES:
+            size = _SIZES[key & 7]
         else:
-            size = {1: 8, 5: 4}[key & 7]
+            raise ValueError(f'byte {at - 1} starts no field')
         if at + size > len(data):
             raise ValueError(f'it ends in the middle of field {key >> 3}')
         yield key >> 3, data[at : at + size]
@@ -114,6 +126,8 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
 def _varint(data: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
+        if shift > _VARINT_BITS:
+            raise ValueError('a number of more than ten bytes')
         byte = data[at]
         value |= (byte & 127) << shift
         at, shift = at + 1, shift + 7
@@ -218,7 +232,10 @@ def _merges(pieces: Pieces, texts: list[str]) -> list[tuple[str, str]]:
 def _normalizer(pieces: Pieces, symbols: list[str], *, prefix: bool) -> normalizers.Normalizer:
     steps: list[Any] = []
     if pieces.character_map:
-        steps.append(normalizers.Precompiled(pieces.character_map))
+        try:
+            steps.append(normalizers.Precompiled(pieces.character_map))
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise ModelError(f'{MODEL_FILE}: its table of characters cannot be read; copy it again') from error
     if pieces.squeezes:
         steps += [normalizers.Replace(Regex(r'\A +| +\z'), ''), normalizers.Replace(Regex(' {2,}'), ' ')]
     steps.append(normalizers.Replace(' ', SPACE))

@@ -19,9 +19,14 @@ def find_token_id(folder: Path, token: str) -> int:
     Raises:
         ModelError: no file names it.
     """
-    for name, i in _added_tokens(folder):
-        if name == token:
-            return i
+    try:
+        for name, i in _added_tokens(folder):
+            if name == token:
+                return i
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ModelError(
+            f'{folder}: {", ".join(_FILES)}: an added token has no text or no id ({str(error)[:100]})'
+        ) from error
     raise ModelError(
         f'{folder}: none of {", ".join(_FILES)} has the added token {token!r}; this tokenizer belongs to another model'
     )

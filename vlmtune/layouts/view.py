@@ -10,10 +10,12 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from vlmtune.families import FAMILIES, LAYOUTS, find_family
+from vlmtune.layouts.config_checks import check_numbers
 from vlmtune.layouts.layout import Layout
 from vlmtune.layouts.token_ids import find_token_id
+from vlmtune.utils.errors import ModelError
 from vlmtune.utils.imports import import_name
-from vlmtune.utils.pretrained import check_source, find_folder, load_pretrained, read_source_json
+from vlmtune.utils.pretrained import FAILURES, check_source, find_folder, load_pretrained, read_source_json, reason_of
 
 CONFIG_FILE, TEMPLATE_FILE = 'config.json', 'chat_template.jinja'
 _NO_WEIGHTS = ('*.json', '*.jinja', '*.model', '*.txt')
@@ -28,7 +30,8 @@ def find_layout(name_or_path: str, *, revision: str | None = None) -> Layout | N
     """
     raw = _raw_config(name_or_path, revision)
     # Configs that were written by code of their own may lack the model type; they name the class of that code.
-    names = (raw['model_type'],) if 'model_type' in raw else tuple(raw.get('architectures') or ())
+    architectures = raw.get('architectures')
+    names = (raw['model_type'],) if 'model_type' in raw else architectures if isinstance(architectures, list) else ()
     dotted = next((LAYOUTS[str(name)] for name in names if str(name) in LAYOUTS), None)
     return None if dotted is None else import_name(dotted)
 
@@ -47,14 +50,19 @@ def read_config(name_or_path: str, *, trust_remote_code: bool = False, revision:
     """
     check_source(name_or_path, trust_remote_code=trust_remote_code, revision=revision)  # before anybody is asked
     raw = _raw_config(name_or_path, revision)
+    check_numbers(raw, f'{name_or_path}/{CONFIG_FILE}')
     layout = find_layout(name_or_path, revision=revision)
     if layout is not None:
         config = _native_config(layout, raw, name_or_path, revision)
         _make_known(config.model_type)  # also to who reads the view's config.json
         return config
-    _make_known(str(raw.get('model_type')))
-    if not trust_remote_code and 'model_type' in raw and raw['model_type'] not in CONFIG_MAPPING:
-        find_family(str(raw['model_type']))  # transformers would ask for code of the checkpoint, which is no way out
+    model_type = str(raw.get('model_type'))
+    _make_known(model_type)
+    if not trust_remote_code and 'model_type' in raw and model_type not in CONFIG_MAPPING:
+        try:
+            find_family(model_type)  # transformers would ask for code of the checkpoint, which is no way out
+        except ModelError as error:
+            raise ModelError(f'{name_or_path}/{CONFIG_FILE}: {error}') from error
     return load_pretrained(AutoConfig, name_or_path, trust_remote_code=trust_remote_code, revision=revision)
 
 
@@ -72,9 +80,18 @@ def native_view(name_or_path: str, *, revision: str | None = None) -> Iterator[s
     source = find_folder(name_or_path, revision=revision, patterns=_NO_WEIGHTS)
     with tempfile.TemporaryDirectory(prefix='vlmtune-view-') as folder:
         read_config(name_or_path, revision=revision).save_pretrained(folder)
-        layout.write_processor_files(source, Path(folder))
-        _copy_template(source / TEMPLATE_FILE, Path(folder), image_token=layout.image_token)
-        yield folder
+        try:
+            layout.write_processor_files(source, Path(folder))
+            _copy_template(source / TEMPLATE_FILE, Path(folder), image_token=layout.image_token)
+        except FAILURES as error:
+            raise ModelError(
+                f'{name_or_path}: files of its tokenizer or image processor hold what is of no use: '
+                f'{type(error).__name__}: {reason_of(error)}'
+            ) from error
+        try:
+            yield folder
+        except ModelError as error:  # the user knows the source, and the view will be gone
+            raise ModelError(str(error).replace(folder, name_or_path)) from error
 
 
 def _copy_template(own: Path, folder: Path, *, image_token: str | None) -> None:
@@ -91,7 +108,12 @@ def _make_known(model_type: str) -> None:
 
 
 def _native_config(layout: Layout, raw: dict[str, Any], name_or_path: str, revision: str | None) -> PreTrainedConfig:
-    config = layout.read_config(raw)
+    try:
+        config = layout.read_config(raw)
+    except ModelError as error:  # of ours, which know the name of the file only
+        raise ModelError(f'{name_or_path}/{error}' if str(error).startswith(CONFIG_FILE) else str(error)) from error
+    except FAILURES as error:
+        raise ModelError(f'{name_or_path}/{CONFIG_FILE} is not that of a {layout.name}: {reason_of(error)}') from error
     if layout.image_token is not None:
         source = find_folder(name_or_path, revision=revision, patterns=_NO_WEIGHTS)
         config.image_token_id = find_token_id(source, layout.image_token)

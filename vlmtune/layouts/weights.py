@@ -3,7 +3,6 @@
 Nothing is read that is not asked for, and nothing in the files is run.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,12 +15,14 @@ from transformers import PreTrainedConfig
 
 from vlmtune.layouts.layout import Layout
 from vlmtune.utils.errors import ModelError
+from vlmtune.utils.pretrained import read_source_json
 from vlmtune.utils.safe_torch import legacy_weights
 
 _DTYPES = {
     'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16,
     'I64': torch.int64, 'I32': torch.int32, 'I16': torch.int16, 'I8': torch.int8, 'U8': torch.uint8, 'BOOL': torch.bool,
 }  # fmt: skip
+_LONGEST = 160  # characters of a name that messages show
 INDEX_FILES = ('model.safetensors.index.json', 'pytorch_model.bin.index.json')
 
 
@@ -58,26 +59,37 @@ def open_weights(folder: Path) -> dict[str, Weight]:
 
 
 def _indexed(folder: Path, index: Path) -> dict[str, Weight]:
-    try:
-        places = json.loads(index.read_bytes())['weight_map']
-        files = sorted({str(file) for file in places.values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f'{index} cannot be read; expected a json object with a weight_map') from error
-    if missing := [file for file in files if Path(file).name != file or not (folder / file).is_file()]:
-        raise ModelError(f'{folder} lacks {missing[0]}, one of {len(files)} files that {index.name} names; download it')
+    places = (read_source_json(str(folder), index.name) or {}).get('weight_map')
+    if not isinstance(places, Mapping):
+        raise ModelError(f'{index} cannot be read; expected a json object with a weight_map')
+    files = sorted({str(file) for file in places.values()})
+    if missing := [file for file in files if not _is_file_in(folder, file)]:
+        raise ModelError(
+            f'{folder} lacks {missing[0][:_LONGEST]}, one of {len(files)} files that {index.name} names; download it'
+        )
     found = {name: weight for file in files for name, weight in open_file(folder / file).items()}
     if absent := sorted(set(places) - set(found)):
-        raise ModelError(f'{folder / places[absent[0]]} lacks {absent[0]}, which {index.name} says is in it')
+        name = absent[0]
+        raise ModelError(f'{folder / places[name]} lacks {name[:_LONGEST]}, which {index.name} says is in it')
     return found
+
+
+def _is_file_in(folder: Path, name: str) -> bool:
+    try:
+        return Path(name).name == name and (folder / name).is_file()
+    except OSError:  # a name that is too long for any file
+        return False
 
 
 def open_file(file: Path) -> dict[str, Weight]:
     """All weights of a safetensors or legacy file by name.
 
     Raises:
-        ModelError: a safetensors file cannot be read.
+        ModelError: it is no file, or a safetensors file that cannot be read.
         CheckpointError: another one is broken or could run code.
     """
+    if not file.is_file():
+        raise ModelError(f'{file} is no file, or a link to none; download it again')
     if file.suffix == '.safetensors':
         return _open_safetensors(file)
     tensors = legacy_weights(file)
@@ -138,6 +150,11 @@ def to_native(
             if not names.is_kept(original):
                 unknown.append(original)
             continue
+        if not weight.dtype.is_floating_point:
+            raise ModelError(
+                f'{weight.file}: {original} holds {str(weight.dtype).removeprefix("torch.")}, as quantised checkpoints '
+                'do; expected floating-point weights'
+            )
         for name, shape in zip(match.native, native_shapes(match.split, weight), strict=True):
             if shape != tuple(expected[name]):
                 raise ModelError(
@@ -162,7 +179,7 @@ def native_shapes(split: Callable[[Tensor], object], weight: Weight) -> list[tup
 def _misfit(layout: Layout, unknown: list[str], missing: list[str]) -> str:
     kinds = []
     if unknown:
-        kinds.append(f'{len(unknown)} weights are unknown (first: {sorted(unknown)[0]})')
+        kinds.append(f'{len(unknown)} weights are unknown (first: {sorted(unknown)[0][:_LONGEST]})')
     if missing:
         kinds.append(f'{len(missing)} are missing (first, by the name here: {missing[0]})')
     return f'the checkpoint is no {layout.name} as config.json describes it: {" and ".join(kinds)}'

@@ -13,6 +13,8 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, apply_renamings
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from vlmtune.families import Family, find_family
@@ -21,7 +23,7 @@ from vlmtune.models.quantization import quantization_config
 from vlmtune.models.sharded import built_whole, convert_by_logical_shape
 from vlmtune.utils.errors import ConfigError, ModelError
 from vlmtune.utils.imports import import_name
-from vlmtune.utils.pretrained import find_folder, load_pretrained
+from vlmtune.utils.pretrained import FAILURES, find_folder, load_pretrained, reason_of
 
 GENERATION_FILE = 'generation_config.json'
 AUTO_CLASSES = {'causal_lm': AutoModelForCausalLM, 'image_text_to_text': AutoModelForImageTextToText}
@@ -71,10 +73,17 @@ def build_outline(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
         options: dtype, attn_implementation.
 
     Raises:
-        ModelError: the family is not supported.
+        ModelError: the family is not supported, or its classes do not take the config.
     """
-    with torch.device('meta'), built_whole():
-        return auto_class(find_family(config.model_type)).from_config(config, **options)
+    family = find_family(config.model_type)
+    try:
+        with torch.device('meta'), built_whole():
+            return auto_class(family).from_config(config, **options)
+    except FAILURES as error:
+        raise ModelError(
+            f'{config.name_or_path or "config.json"}: no {config.model_type} can be built from config.json: '
+            f'{reason_of(error)}'
+        ) from error
 
 
 def load_model(
@@ -154,10 +163,21 @@ def _load_original(
     expected = {name: tensor.shape for name, tensor in outline.state_dict().items()}
     found = (layout.open_weights or open_weights)(folder)
     weights = to_native(found, layout=layout, config=config, expected=expected, tied=_tied(outline))
+    weights = _by_names_in_files(weights, outline)
     model = load_converted(type(outline), config=config, weights=weights, options=options)
     if (folder / GENERATION_FILE).is_file():
         model.generation_config = load_pretrained(GenerationConfig, str(folder))
     return model
+
+
+def _by_names_in_files(weights: Mapping[str, Tensor], outline: PreTrainedModel) -> dict[str, Tensor]:
+    """Weights under the names that they have in files of transformers, instead of those of the modules.
+
+    A model writes the names that it was read from, and vLLM, SGLang and LMDeploy read those of the files only.
+    """
+    mapping = get_model_conversion_mapping(outline, add_legacy=False)
+    renamings = [step.reverse_transform() for step in reversed(mapping) if isinstance(step, WeightRenaming)]
+    return {apply_renamings(name, renamings): tensor for name, tensor in weights.items()}  # type: ignore[arg-type]
 
 
 def load_converted(
@@ -167,7 +187,7 @@ def load_converted(
     weights: Mapping[str, Tensor],
     options: Mapping[str, Any],
 ) -> PreTrainedModel:
-    """A model from weights by the names of its modules.
+    """A model from weights by the names of its modules, or those that transformers gives them in files.
 
     Args:
         model_class: of transformers or ours.

@@ -1,6 +1,10 @@
 """Failures that a user can mend. The command line prints them as one line and exits with 1."""
 
+import re
+
 from vlmtune.utils.secrets import without_secrets
+
+_CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f]+')
 
 DATA_ERROR_KINDS = {
     'unreadable_row': 'row cannot be read',
@@ -28,7 +32,9 @@ class UserError(Exception):
     told_by_first_rank = False
 
     def __init__(self, message: str = '', *rest: object) -> None:
-        super().__init__(without_secrets(str(message)), *rest)
+        # Names out of files are shown, and may hold line breaks or what terminals obey.
+        shown = _CONTROL.sub(lambda found: repr(found[0])[1:-1], str(message))
+        super().__init__(without_secrets(shown), *rest)
 
 
 class Stopped(BaseException):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers.utils import cached_file
 
@@ -18,11 +18,13 @@ from vlmtune.utils.errors import ConfigError, ModelError
 from vlmtune.utils.safe_torch import check_legacy
 
 _COMMIT = re.compile('[0-9a-f]{40}')
+_LONGEST = 300  # characters of what a library says
+_MOST_BYTES = 1 << 28  # of a json file; the largest tokenizer.json known has 33 million
 # Of transformers and what it uses, on files that are broken or meant to harm.
 # ImportError: a package that a setting asks for, or code that is not run.
-_FAILURES = (
+FAILURES = (
     OSError, ValueError, ImportError, RuntimeError, TypeError, LookupError, AttributeError, EOFError, AssertionError,
-    UnpicklingError, SafetensorError,
+    UnpicklingError, SafetensorError, StrictDataclassError, ArithmeticError,
 )  # fmt: skip
 
 
@@ -74,16 +76,23 @@ def load_pretrained(
         )
     except torch.OutOfMemoryError:
         raise
-    except _FAILURES as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f'cannot load {name_or_path} with {auto_class.__name__}: {reason}') from error
+    except FAILURES as error:
+        raise ModelError(f'cannot load {name_or_path} with {auto_class.__name__}: {reason_of(error)}') from error
+
+
+def reason_of(error: Exception) -> str:
+    """What an error of a library says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if isinstance(error, StrictDataclassError):  # the first line names the key, the second says what is wrong with it
+        lines = [' '.join(lines[:2])]
+    return lines[0][:_LONGEST]
 
 
 def read_source_json(source: str, name: str, *, revision: str | None = None) -> dict[str, Any] | None:
     """A json file of a model, from its folder or the hub cache; None where it has none.
 
     Raises:
-        ModelError: it is no json object.
+        ModelError: it is no json object, or a huge one.
     """
     found = cached_file(
         source,
@@ -94,6 +103,8 @@ def read_source_json(source: str, name: str, *, revision: str | None = None) -> 
     )
     if found is None:
         return None
+    if (size := os.path.getsize(found)) > _MOST_BYTES:
+        raise ModelError(f'{found} has {size:,} bytes, more than any model needs; copy it again')
     try:
         content = json.loads(Path(found).read_text('utf-8'))
     except (ValueError, RecursionError) as error:
