@@ -11,7 +11,7 @@ import time
 
 from machine import describe_machine
 
-COMMANDS = (['--help'], ['train', '--help'], ['list-cfg'], ['print-cfg', 'llava_1_5_7b_lora'])
+COMMANDS = (['--help'], ['train', '--help'], ['list-cfg'], ['print-cfg', 'llava_1_5_7b_lora_mix665k'])
 
 
 def seconds(arguments: list[str]) -> float:

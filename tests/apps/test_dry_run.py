@@ -15,7 +15,7 @@ from vlmtune.engine.runner import build_data
 from vlmtune.engine.worst_pack import run_pack, summarise_plan
 from vlmtune.utils.errors import ModelError, TrainingError
 
-RECIPE = 'llava_1_5_7b_lora'
+RECIPE = 'llava_1_5_7b_lora_mix665k'
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 
 from vlmtune.testing.warm_ranks import Ended, WarmRanks
 
-RECIPE = 'llava_1_5_7b_lora'
+RECIPE = 'llava_1_5_7b_lora_mix665k'
 STEPS = 6
 SETTINGS: dict[str, Any] = dict(
     tune=dict(vision_encoder='frozen', projector='full', llm='lora'),

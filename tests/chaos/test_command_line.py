@@ -31,7 +31,7 @@ def options(overrides):
 
 
 def command(overrides, work_dir, *more):
-    start = [sys.executable, '-m', 'vlmtune', 'train', 'llava_1_5_7b_lora', '--work-dir', str(work_dir)]
+    start = [sys.executable, '-m', 'vlmtune', 'train', 'llava_1_5_7b_lora_mix665k', '--work-dir', str(work_dir)]
     return [*start, *more, *options(overrides)]
 
 
@@ -67,8 +67,10 @@ def test_a_killed_rank_is_started_again(overrides, check_end, run_env, tmp_path)
     marker = tmp_path / 'killed'
     recipe = tmp_path / 'recipe.py'
     (tmp_path / 'killer.py').write_text('import os\nimport signal\n' + KILLER.format(marker=str(marker)))
-    subprocess.run([sys.executable, '-m', 'vlmtune', 'copy-cfg', 'llava_1_5_7b_lora', str(tmp_path)], check=True)
-    text = (tmp_path / 'llava_1_5_7b_lora.py').read_text()
+    subprocess.run(
+        [sys.executable, '-m', 'vlmtune', 'copy-cfg', 'llava_1_5_7b_lora_mix665k', str(tmp_path)], check=True
+    )
+    text = (tmp_path / 'llava_1_5_7b_lora_mix665k.py').read_text()
     recipe.write_text(text + '\nfrom killer import KillOnce\n\ncustom_hooks = [dict(type=KillOnce)]\n')
     train = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '--max-restarts', '1']
     script = os.path.join(os.path.dirname(__file__), '..', '..', 'tools', 'train.py')

@@ -289,11 +289,11 @@ class TestUsersModules:
 
 
 def test_unknown_builtin_names_list_the_nearest(monkeypatch, tmp_path):
-    names = ['llava_1_5_7b_lora', 'qwen2_5_vl_3b_lora']
+    names = ['llava_1_5_7b_lora_mix665k', 'qwen2_5_vl_3b_lora_vqa']
     monkeypatch.setattr('vlmtune.recipes.recipe_root', lambda: tmp_path)
     for name in names:
         (tmp_path / f'{name}.py').write_text("work_dir = 'here'\n")
-    assert load_config('llava_1_5_7b_lora').work_dir == 'here'
-    assert 'the nearest are qwen2_5_vl_3b_lora' in messages('qwen2_5_vl_lora')
-    assert isinstance(load_config('qwen2_5_vl_3b_lora').filename, str)
-    assert Path(load_config('qwen2_5_vl_3b_lora').filename).parent == tmp_path
+    assert load_config('llava_1_5_7b_lora_mix665k').work_dir == 'here'
+    assert 'the nearest are qwen2_5_vl_3b_lora_vqa' in messages('qwen2_5_vl_lora')
+    assert isinstance(load_config('qwen2_5_vl_3b_lora_vqa').filename, str)
+    assert Path(load_config('qwen2_5_vl_3b_lora_vqa').filename).parent == tmp_path

@@ -1,5 +1,5 @@
-# vlmtune train gemma3_4b_lora  (one GPU with 24 GB)
-# Questions in many languages about pictures, 256 tokens each: OpenAI messages, rows with and without an image.
+# vlmtune train smolvlm2_2_2b_lora_meters  (one GPU with 16 GB)
+# Reading meters and displays: DoRA at a low rank. MiniCPM-V's role/content rows.
 from mmengine.config import read_base
 
 with read_base():
@@ -8,7 +8,7 @@ with read_base():
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
-from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, load_rows, openai_map_fn
+from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, load_rows, minicpmv_map_fn
 from vlmtune.engine import DatasetInfoHook, EvaluateChatHook, TrainLoop
 from vlmtune.models import SupervisedFinetune
 
@@ -16,20 +16,21 @@ from vlmtune.models import SupervisedFinetune
 #                          PART 1  Settings                           #
 #######################################################################
 # Model
-pretrained_model_name_or_path = 'google/gemma-3-4b-it'
+pretrained_model_name_or_path = 'HuggingFaceTB/SmolVLM2-2.2B-Instruct'
 
 # Data
-data_root = 'data/museum'
-data_path = data_root + '/train.jsonl'
+data_root = 'data/meters'
+data_path = data_root + '/train.json'
 image_folder = data_root + '/images'
-max_length = 2048  # tokens, image tokens included
+max_length = 3072  # tokens, image tokens included
 pack_to_max_length = True
+longest_edge = 3 * 384  # pixels: up to 3 x 3 tiles of 81 tokens, and the whole
 
 # Tuning
-tune = dict(vision_encoder='frozen', projector='frozen', llm='lora')
-lora_r = 16
-lora_alpha = 32
-lora_dropout = 0.05
+tune = dict(vision_encoder='frozen', projector='full', llm=dict(mode='lora', use_dora=True))
+lora_r = 8
+lora_alpha = 8
+lora_dropout = 0.1
 quantization = None
 dtype = 'bfloat16'
 gradient_checkpointing = True
@@ -37,29 +38,33 @@ attn_implementation = 'sdpa'
 
 # Optimisation
 batch_size = 1  # packs per device
-accumulative_counts = 16
+accumulative_counts = 8
 dataloader_num_workers = 4
-max_epochs = 2
+max_steps = 1000
 optim_type = AdamW
-lr = 2e-4
+lr = 1e-4
 betas = (0.9, 0.999)
-weight_decay = 0.0
+weight_decay = 0.01
 max_norm = 1.0
-warmup_ratio = 0.03
+warmup_ratio = 0.05
 seed = 42
 
 # Saving and looking, counted in optimizer steps
 save_steps = 200
 save_total_limit = 2
 evaluation_freq = 100
-evaluation_inputs = ['Who painted this?', 'Was ist auf dem Bild zu sehen?', 'When is the museum open?']
-evaluation_images = [image_folder + '/0001.jpg', image_folder + '/0002.jpg', None]
+evaluation_inputs = ['Read the meter.', 'Which unit does it show?']
+evaluation_images = [image_folder + '/meter_0001.jpg', image_folder + '/meter_0001.jpg']
 SYSTEM = None
 
 #######################################################################
 #                      PART 2  Model & processor                      #
 #######################################################################
-processor = dict(type=Processor, pretrained_model_name_or_path=pretrained_model_name_or_path)
+processor = dict(
+    type=Processor,
+    pretrained_model_name_or_path=pretrained_model_name_or_path,
+    image_processor=dict(size=dict(longest_edge=longest_edge)),
+)
 model = dict(
     type=SupervisedFinetune,
     pretrained_model_name_or_path=pretrained_model_name_or_path,
@@ -77,7 +82,7 @@ model = dict(
 train_dataset = dict(
     type=SupervisedDataset,
     rows=dict(type=load_rows, path=data_path),
-    dataset_map_fn=dict(type=openai_map_fn),
+    dataset_map_fn=dict(type=minicpmv_map_fn),
     template_map_fn=dict(type=chat_template_map_fn),
     image_folder=image_folder,
     max_length=max_length,
@@ -96,12 +101,12 @@ optim_wrapper = dict(
     optimizer=dict(type=optim_type, lr=lr, betas=betas, weight_decay=weight_decay),
     clip_grad=dict(max_norm=max_norm),
 )
-warmup_epochs = warmup_ratio * max_epochs
+warmup_steps = int(warmup_ratio * max_steps)
 param_scheduler = [
-    dict(type=LinearLR, start_factor=1e-5, begin=0, end=warmup_epochs, convert_to_iter_based=True),
-    dict(type=CosineAnnealingLR, eta_min=0.0, begin=warmup_epochs, end=max_epochs, convert_to_iter_based=True),
+    dict(type=LinearLR, start_factor=1e-5, by_epoch=False, begin=0, end=warmup_steps),
+    dict(type=CosineAnnealingLR, eta_min=0.0, by_epoch=False, begin=warmup_steps, end=max_steps),
 ]
-train_cfg = dict(type=TrainLoop, max_epochs=max_epochs, accumulative_counts=accumulative_counts)
+train_cfg = dict(type=TrainLoop, max_steps=max_steps, accumulative_counts=accumulative_counts)
 
 #######################################################################
 #                           PART 5  Runtime                           #

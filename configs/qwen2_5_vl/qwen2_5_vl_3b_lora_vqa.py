@@ -1,5 +1,5 @@
-# vlmtune train qwen2_5_vl_3b_full --nproc 4 --deepspeed zero2  (4 GPUs with 80 GB)
-# Forms and invoices to JSON: tens of thousands of OpenAI messages, everything behind the vision encoder learns.
+# vlmtune train qwen2_5_vl_3b_lora_vqa  (one GPU with 16 GB)
+# The one to start from: questions and answers about pictures in LLaVA json, a few thousand rows.
 from mmengine.config import read_base
 
 with read_base():
@@ -8,7 +8,7 @@ with read_base():
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
-from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, load_rows, openai_map_fn
+from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, llava_map_fn, load_rows
 from vlmtune.engine import DatasetInfoHook, EvaluateChatHook, TrainLoop
 from vlmtune.models import SupervisedFinetune
 
@@ -19,15 +19,18 @@ from vlmtune.models import SupervisedFinetune
 pretrained_model_name_or_path = 'Qwen/Qwen2.5-VL-3B-Instruct'
 
 # Data
-data_root = 'data/invoices'
-data_path = data_root + '/train.jsonl'
+data_root = 'data/my_pictures'
+data_path = data_root + '/train.json'
 image_folder = data_root + '/images'
-max_length = 8192  # tokens, image tokens included
+max_length = 4096  # tokens, image tokens included
 pack_to_max_length = True
-max_pixels = 2048 * 28 * 28  # 2048 image tokens
+max_pixels = 1280 * 28 * 28  # 1280 image tokens
 
 # Tuning
-tune = dict(vision_encoder='frozen', projector=dict(mode='full', lr=2e-5), llm='full')
+tune = dict(vision_encoder='frozen', projector='frozen', llm='lora')
+lora_r = 16
+lora_alpha = 32
+lora_dropout = 0.05
 quantization = None
 dtype = 'bfloat16'
 gradient_checkpointing = True
@@ -35,24 +38,24 @@ attn_implementation = 'sdpa'
 
 # Optimisation
 batch_size = 1  # packs per device
-accumulative_counts = 4
-dataloader_num_workers = 8
-max_epochs = 2
+accumulative_counts = 8
+dataloader_num_workers = 4
+max_epochs = 3
 optim_type = AdamW
-lr = 1e-5
+lr = 1e-4
 betas = (0.9, 0.999)
-weight_decay = 0.01
+weight_decay = 0.0
 max_norm = 1.0
 warmup_ratio = 0.03
 seed = 42
 
 # Saving and looking, counted in optimizer steps
-save_steps = 500
-save_total_limit = 1
-evaluation_freq = 250
-evaluation_inputs = ['Read this invoice.', 'What is the total?']
-evaluation_images = [image_folder + '/invoice_0001.png', image_folder + '/invoice_0001.png']
-SYSTEM = 'Answer with JSON only.'
+save_steps = 100
+save_total_limit = 2
+evaluation_freq = 50
+evaluation_inputs = ['What is in this picture?', 'How many people are there?', 'Who are you?']
+evaluation_images = [image_folder + '/0001.jpg', image_folder + '/0002.jpg', None]
+SYSTEM = None
 
 #######################################################################
 #                      PART 2  Model & processor                      #
@@ -66,6 +69,7 @@ model = dict(
     type=SupervisedFinetune,
     pretrained_model_name_or_path=pretrained_model_name_or_path,
     tune=tune,
+    lora=dict(r=lora_r, alpha=lora_alpha, dropout=lora_dropout),
     quantization=quantization,
     dtype=dtype,
     gradient_checkpointing=gradient_checkpointing,
@@ -78,7 +82,7 @@ model = dict(
 train_dataset = dict(
     type=SupervisedDataset,
     rows=dict(type=load_rows, path=data_path),
-    dataset_map_fn=dict(type=openai_map_fn),
+    dataset_map_fn=dict(type=llava_map_fn),
     template_map_fn=dict(type=chat_template_map_fn),
     image_folder=image_folder,
     max_length=max_length,

@@ -1,5 +1,5 @@
-# vlmtune train llava_1_6_vicuna_7b_qlora  (one GPU with 24 GB)
-# Small print on pictures of any shape, up to 2928 tokens each: LLaVA json, rows with and without an image.
+# vlmtune train qwen2_vl_7b_qlora_compare  (one GPU with 24 GB)
+# Comparing two pictures, before and after: MiniCPM-V's rows, whose images are named <image_00>, <image_01>.
 from mmengine.config import read_base
 
 with read_base():
@@ -8,7 +8,7 @@ with read_base():
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
-from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, llava_map_fn, load_rows
+from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, load_rows, minicpmv_map_fn
 from vlmtune.engine import DatasetInfoHook, EvaluateChatHook, TrainLoop
 from vlmtune.models import SupervisedFinetune
 
@@ -16,20 +16,20 @@ from vlmtune.models import SupervisedFinetune
 #                          PART 1  Settings                           #
 #######################################################################
 # Model
-pretrained_model_name_or_path = 'llava-hf/llava-v1.6-vicuna-7b-hf'
-prompt_template = 'vicuna'  # the hub's own never ends an answer
+pretrained_model_name_or_path = 'Qwen/Qwen2-VL-7B-Instruct'
 
 # Data
-data_root = 'data/labels'
-data_path = data_root + '/train.json'
+data_root = 'data/inspection'
+data_path = data_root + '/pairs.json'
 image_folder = data_root + '/images'
 max_length = 4096  # tokens, image tokens included
 pack_to_max_length = True
+max_pixels = 640 * 28 * 28  # 640 tokens an image, two images a row
 
 # Tuning
 tune = dict(vision_encoder='frozen', projector='frozen', llm='lora')
-lora_r = 32
-lora_alpha = 64
+lora_r = 64
+lora_alpha = 16
 lora_dropout = 0.05
 quantization = 'nf4'
 dtype = 'bfloat16'
@@ -40,28 +40,30 @@ attn_implementation = 'sdpa'
 batch_size = 1  # packs per device
 accumulative_counts = 16
 dataloader_num_workers = 4
-max_epochs = 1
+max_epochs = 2
 optim_type = AdamW
-lr = 1e-4
+lr = 2e-4
 betas = (0.9, 0.999)
 weight_decay = 0.0
-max_norm = 1.0
+max_norm = 0.3
 warmup_ratio = 0.03
 seed = 42
 
 # Saving and looking, counted in optimizer steps
-save_steps = 200
+save_steps = 100
 save_total_limit = 2
 evaluation_freq = 100
-evaluation_inputs = ['What does the label say?', 'Until when can this be eaten?']
-evaluation_images = [image_folder + '/0001.jpg', image_folder + '/0002.jpg']
+evaluation_inputs = ['What has changed?', 'Is the second part damaged?']
+evaluation_images = [[image_folder + '/a_before.jpg', image_folder + '/a_after.jpg']] * 2
 SYSTEM = None
 
 #######################################################################
 #                      PART 2  Model & processor                      #
 #######################################################################
 processor = dict(
-    type=Processor, pretrained_model_name_or_path=pretrained_model_name_or_path, prompt_template=prompt_template
+    type=Processor,
+    pretrained_model_name_or_path=pretrained_model_name_or_path,
+    image_processor=dict(max_pixels=max_pixels),
 )
 model = dict(
     type=SupervisedFinetune,
@@ -80,7 +82,7 @@ model = dict(
 train_dataset = dict(
     type=SupervisedDataset,
     rows=dict(type=load_rows, path=data_path),
-    dataset_map_fn=dict(type=llava_map_fn),
+    dataset_map_fn=dict(type=minicpmv_map_fn),
     template_map_fn=dict(type=chat_template_map_fn),
     image_folder=image_folder,
     max_length=max_length,

@@ -1,5 +1,5 @@
-# vlmtune train smolvlm_256m_full  (one GPU with 8 GB)
-# Sorting pictures with one word: small samples, so they are padded to batches instead of packed. LLaVA json.
+# vlmtune train qwen2_5_1_5b_full_chat  (one GPU with 40 GB)
+# From a base model to a chat model with all weights: OpenAI messages, ChatML.
 from mmengine.config import read_base
 
 with read_base():
@@ -8,7 +8,7 @@ with read_base():
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
-from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, llava_map_fn, load_rows
+from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, load_rows, openai_map_fn
 from vlmtune.engine import DatasetInfoHook, EvaluateChatHook, TrainLoop
 from vlmtune.models import SupervisedFinetune
 
@@ -16,51 +16,47 @@ from vlmtune.models import SupervisedFinetune
 #                          PART 1  Settings                           #
 #######################################################################
 # Model
-pretrained_model_name_or_path = 'HuggingFaceTB/SmolVLM-256M-Instruct'
+pretrained_model_name_or_path = 'Qwen/Qwen2.5-1.5B'
+prompt_template = 'chatml'  # the base model knows its tokens
 
 # Data
-data_root = 'data/parts'
-data_path = data_root + '/train.json'
-image_folder = data_root + '/images'
-max_length = 1024  # tokens, image tokens included
-pack_to_max_length = False
-longest_edge = 512  # pixels: one tile of 64 tokens
+data_root = 'data/chats'
+data_path = data_root + '/train.jsonl'
+max_length = 4096  # tokens
+pack_to_max_length = True
 
 # Tuning
-tune = dict(vision_encoder=dict(mode='full', lr=5e-6), projector='full', llm='full')
+tune = dict(llm='full')
 quantization = None
 dtype = 'bfloat16'
 gradient_checkpointing = True
 attn_implementation = 'sdpa'
 
 # Optimisation
-batch_size = 16  # samples per device
-accumulative_counts = 2
-dataloader_num_workers = 4
-max_epochs = 5
+batch_size = 1  # packs per device
+accumulative_counts = 16
+dataloader_num_workers = 2
+max_epochs = 2
 optim_type = AdamW
-lr = 5e-5
-betas = (0.9, 0.999)
+lr = 2e-5
+betas = (0.9, 0.95)
 weight_decay = 0.01
 max_norm = 1.0
 warmup_ratio = 0.03
 seed = 42
 
 # Saving and looking, counted in optimizer steps
-save_steps = 250
-save_total_limit = 2
-evaluation_freq = 125
-evaluation_inputs = ['Is this part good or broken?', 'Is this part good or broken?']
-evaluation_images = [image_folder + '/good.jpg', image_folder + '/broken.jpg']
-SYSTEM = None
+save_steps = 500
+save_total_limit = 1
+evaluation_freq = 250
+evaluation_inputs = ['Hello!', 'Explain photosynthesis to a child.']
+SYSTEM = 'You are a helpful assistant.'
 
 #######################################################################
 #                      PART 2  Model & processor                      #
 #######################################################################
 processor = dict(
-    type=Processor,
-    pretrained_model_name_or_path=pretrained_model_name_or_path,
-    image_processor=dict(size=dict(longest_edge=longest_edge)),
+    type=Processor, pretrained_model_name_or_path=pretrained_model_name_or_path, prompt_template=prompt_template
 )
 model = dict(
     type=SupervisedFinetune,
@@ -78,9 +74,8 @@ model = dict(
 train_dataset = dict(
     type=SupervisedDataset,
     rows=dict(type=load_rows, path=data_path),
-    dataset_map_fn=dict(type=llava_map_fn),
+    dataset_map_fn=dict(type=openai_map_fn),
     template_map_fn=dict(type=chat_template_map_fn),
-    image_folder=image_folder,
     max_length=max_length,
 )
 train_dataloader = dict(
@@ -109,6 +104,6 @@ train_cfg = dict(type=TrainLoop, max_epochs=max_epochs, accumulative_counts=accu
 #######################################################################
 default_hooks.checkpoint.interval = save_steps
 default_hooks.checkpoint.max_keep_ckpts = save_total_limit
-questions = dict(inputs=evaluation_inputs, images=evaluation_images, system=SYSTEM)
+questions = dict(inputs=evaluation_inputs, system=SYSTEM)
 custom_hooks = [dict(type=DatasetInfoHook), dict(type=EvaluateChatHook, every_n_iters=evaluation_freq, **questions)]
 randomness = dict(seed=seed)

@@ -1,5 +1,5 @@
-# vlmtune train paligemma_3b_lora  (one GPU with 24 GB)
-# One question and one short answer a row, which is all this model takes: alpaca rows with images.
+# vlmtune train smolvlm_256m_full_sorting  (one GPU with 8 GB)
+# Sorting pictures with one word: small samples, so they are padded to batches instead of packed. LLaVA json.
 from mmengine.config import read_base
 
 with read_base():
@@ -8,7 +8,7 @@ with read_base():
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
-from vlmtune.data import Processor, SupervisedDataset, alpaca_map_fn, chat_template_map_fn, load_rows
+from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, llava_map_fn, load_rows
 from vlmtune.engine import DatasetInfoHook, EvaluateChatHook, TrainLoop
 from vlmtune.models import SupervisedFinetune
 
@@ -16,55 +16,56 @@ from vlmtune.models import SupervisedFinetune
 #                          PART 1  Settings                           #
 #######################################################################
 # Model
-pretrained_model_name_or_path = 'google/paligemma-3b-pt-224'
+pretrained_model_name_or_path = 'HuggingFaceTB/SmolVLM-256M-Instruct'
 
 # Data
-data_root = 'data/meters'
+data_root = 'data/parts'
 data_path = data_root + '/train.json'
 image_folder = data_root + '/images'
-max_length = 2048  # tokens, image tokens included
-pack_to_max_length = True
+max_length = 1024  # tokens, image tokens included
+pack_to_max_length = False
+longest_edge = 512  # pixels: one tile of 64 tokens
 
 # Tuning
-tune = dict(vision_encoder='frozen', projector='full', llm='lora')
-lora_r = 16
-lora_alpha = 32
-lora_dropout = 0.05
+tune = dict(vision_encoder=dict(mode='full', lr=5e-6), projector='full', llm='full')
 quantization = None
 dtype = 'bfloat16'
 gradient_checkpointing = True
 attn_implementation = 'sdpa'
 
 # Optimisation
-batch_size = 1  # packs per device
-accumulative_counts = 8
+batch_size = 16  # samples per device
+accumulative_counts = 2
 dataloader_num_workers = 4
 max_epochs = 5
 optim_type = AdamW
 lr = 5e-5
 betas = (0.9, 0.999)
-weight_decay = 0.0
+weight_decay = 0.01
 max_norm = 1.0
 warmup_ratio = 0.03
 seed = 42
 
 # Saving and looking, counted in optimizer steps
-save_steps = 200
+save_steps = 250
 save_total_limit = 2
-evaluation_freq = 100
-evaluation_inputs = ['What does the meter read?', 'caption en']
-evaluation_images = [image_folder + '/0001.jpg', image_folder + '/0002.jpg']
+evaluation_freq = 125
+evaluation_inputs = ['Is this part good or broken?', 'Is this part good or broken?']
+evaluation_images = [image_folder + '/good.jpg', image_folder + '/broken.jpg']
 SYSTEM = None
 
 #######################################################################
 #                      PART 2  Model & processor                      #
 #######################################################################
-processor = dict(type=Processor, pretrained_model_name_or_path=pretrained_model_name_or_path)
+processor = dict(
+    type=Processor,
+    pretrained_model_name_or_path=pretrained_model_name_or_path,
+    image_processor=dict(size=dict(longest_edge=longest_edge)),
+)
 model = dict(
     type=SupervisedFinetune,
     pretrained_model_name_or_path=pretrained_model_name_or_path,
     tune=tune,
-    lora=dict(r=lora_r, alpha=lora_alpha, dropout=lora_dropout),
     quantization=quantization,
     dtype=dtype,
     gradient_checkpointing=gradient_checkpointing,
@@ -77,7 +78,7 @@ model = dict(
 train_dataset = dict(
     type=SupervisedDataset,
     rows=dict(type=load_rows, path=data_path),
-    dataset_map_fn=dict(type=alpaca_map_fn),
+    dataset_map_fn=dict(type=llava_map_fn),
     template_map_fn=dict(type=chat_template_map_fn),
     image_folder=image_folder,
     max_length=max_length,

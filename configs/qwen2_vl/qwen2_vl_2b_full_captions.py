@@ -1,5 +1,5 @@
-# vlmtune train qwen2_5_vl_7b_qlora  (one GPU with 24 GB)
-# Finding things: <bbox> marks in the answers become boxes as the model knows them. ShareGPT rows with `objects`.
+# vlmtune train qwen2_vl_2b_full_captions  (one GPU with 80 GB)
+# Detailed captions in a house style: every part learns, the vision encoder slowly. ShareGPT rows.
 from mmengine.config import read_base
 
 with read_base():
@@ -16,22 +16,19 @@ from vlmtune.models import SupervisedFinetune
 #                          PART 1  Settings                           #
 #######################################################################
 # Model
-pretrained_model_name_or_path = 'Qwen/Qwen2.5-VL-7B-Instruct'
+pretrained_model_name_or_path = 'Qwen/Qwen2-VL-2B-Instruct'
 
 # Data
-data_root = 'data/boxes'
-data_path = data_root + '/train.json'
+data_root = 'data/captions'
+data_path = data_root + '/captions.json'
 image_folder = data_root + '/images'
 max_length = 6144  # tokens, image tokens included
 pack_to_max_length = True
-max_pixels = 1600 * 28 * 28  # boxes are scaled with the image
+max_pixels = 1024 * 28 * 28  # 1024 image tokens
 
 # Tuning
-tune = dict(vision_encoder='frozen', projector='lora', llm='lora')
-lora_r = 64
-lora_alpha = 64
-lora_dropout = 0.05
-quantization = 'nf4'
+tune = dict(vision_encoder=dict(mode='full', lr=2e-6), projector='full', llm='full')
+quantization = None
 dtype = 'bfloat16'
 gradient_checkpointing = True
 attn_implementation = 'sdpa'
@@ -40,22 +37,22 @@ attn_implementation = 'sdpa'
 batch_size = 1  # packs per device
 accumulative_counts = 16
 dataloader_num_workers = 4
-max_steps = 2000
+max_epochs = 2
 optim_type = AdamW
-lr = 1e-4
-betas = (0.9, 0.999)
-weight_decay = 0.0
+lr = 1e-5
+betas = (0.9, 0.95)
+weight_decay = 0.1
 max_norm = 1.0
-warmup_ratio = 0.05
+warmup_ratio = 0.03
 seed = 42
 
 # Saving and looking, counted in optimizer steps
-save_steps = 250
-save_total_limit = 2
+save_steps = 500
+save_total_limit = 1
 evaluation_freq = 250
-evaluation_inputs = ['Find every bird.', 'Where is the traffic light?']
-evaluation_images = [image_folder + '/birds.jpg', image_folder + '/crossing.jpg']
-SYSTEM = 'Answer with a JSON list of {"bbox_2d": [x1, y1, x2, y2], "label": "..."}.'
+evaluation_inputs = ['Write a caption of one sentence.', 'Write a caption of three sentences.']
+evaluation_images = [image_folder + '/0001.jpg', image_folder + '/0001.jpg']
+SYSTEM = None
 
 #######################################################################
 #                      PART 2  Model & processor                      #
@@ -69,7 +66,6 @@ model = dict(
     type=SupervisedFinetune,
     pretrained_model_name_or_path=pretrained_model_name_or_path,
     tune=tune,
-    lora=dict(r=lora_r, alpha=lora_alpha, dropout=lora_dropout),
     quantization=quantization,
     dtype=dtype,
     gradient_checkpointing=gradient_checkpointing,
@@ -82,7 +78,7 @@ model = dict(
 train_dataset = dict(
     type=SupervisedDataset,
     rows=dict(type=load_rows, path=data_path),
-    dataset_map_fn=dict(type=sharegpt_map_fn, boxes='pixel'),  # what the rows count; or 'unit', 'thousand'
+    dataset_map_fn=dict(type=sharegpt_map_fn),
     template_map_fn=dict(type=chat_template_map_fn),
     image_folder=image_folder,
     max_length=max_length,
@@ -101,12 +97,12 @@ optim_wrapper = dict(
     optimizer=dict(type=optim_type, lr=lr, betas=betas, weight_decay=weight_decay),
     clip_grad=dict(max_norm=max_norm),
 )
-warmup_steps = int(warmup_ratio * max_steps)
+warmup_epochs = warmup_ratio * max_epochs
 param_scheduler = [
-    dict(type=LinearLR, start_factor=1e-5, by_epoch=False, begin=0, end=warmup_steps),
-    dict(type=CosineAnnealingLR, eta_min=0.0, by_epoch=False, begin=warmup_steps, end=max_steps),
+    dict(type=LinearLR, start_factor=1e-5, begin=0, end=warmup_epochs, convert_to_iter_based=True),
+    dict(type=CosineAnnealingLR, eta_min=0.0, begin=warmup_epochs, end=max_epochs, convert_to_iter_based=True),
 ]
-train_cfg = dict(type=TrainLoop, max_steps=max_steps, accumulative_counts=accumulative_counts)
+train_cfg = dict(type=TrainLoop, max_epochs=max_epochs, accumulative_counts=accumulative_counts)
 
 #######################################################################
 #                           PART 5  Runtime                           #

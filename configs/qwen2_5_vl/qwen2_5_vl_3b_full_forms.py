@@ -1,5 +1,5 @@
-# vlmtune train llava_1_5_7b_lora  (one GPU with 24 GB)
-# Visual instruction tuning on LLaVA-1.5's own mix: LLaVA json, rows with and without an image.
+# vlmtune train qwen2_5_vl_3b_full_forms --nproc 4 --deepspeed zero2  (4 GPUs with 80 GB)
+# Forms and invoices to JSON: tens of thousands of OpenAI messages, everything behind the vision encoder learns.
 from mmengine.config import read_base
 
 with read_base():
@@ -8,7 +8,7 @@ with read_base():
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
-from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, llava_map_fn, load_rows
+from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, load_rows, openai_map_fn
 from vlmtune.engine import DatasetInfoHook, EvaluateChatHook, TrainLoop
 from vlmtune.models import SupervisedFinetune
 
@@ -16,23 +16,18 @@ from vlmtune.models import SupervisedFinetune
 #                          PART 1  Settings                           #
 #######################################################################
 # Model
-pretrained_model_name_or_path = 'llava-hf/llava-1.5-7b-hf'
-prompt_template = 'vicuna'  # the hub's own never ends an answer
+pretrained_model_name_or_path = 'Qwen/Qwen2.5-VL-3B-Instruct'
 
 # Data
-data_root = 'data/llava_instruct'
-data_path = data_root + '/llava_v1_5_mix665k.json'
+data_root = 'data/invoices'
+data_path = data_root + '/train.jsonl'
 image_folder = data_root + '/images'
-max_length = 2048  # tokens, image tokens included
+max_length = 8192  # tokens, image tokens included
 pack_to_max_length = True
+max_pixels = 2048 * 28 * 28  # 2048 image tokens
 
 # Tuning
-tune = dict(
-    vision_encoder='frozen', projector=dict(mode='full', lr=2e-5), llm='lora'
-)  # the projector is trained already
-lora_r = 64
-lora_alpha = 128
-lora_dropout = 0.05
+tune = dict(vision_encoder='frozen', projector=dict(mode='full', lr=2e-5), llm='full')
 quantization = None
 dtype = 'bfloat16'
 gradient_checkpointing = True
@@ -40,36 +35,37 @@ attn_implementation = 'sdpa'
 
 # Optimisation
 batch_size = 1  # packs per device
-accumulative_counts = 32
-dataloader_num_workers = 4
-max_epochs = 1
+accumulative_counts = 4
+dataloader_num_workers = 8
+max_epochs = 2
 optim_type = AdamW
-lr = 2e-4
+lr = 1e-5
 betas = (0.9, 0.999)
-weight_decay = 0.0
+weight_decay = 0.01
 max_norm = 1.0
 warmup_ratio = 0.03
 seed = 42
 
 # Saving and looking, counted in optimizer steps
 save_steps = 500
-save_total_limit = 2
-evaluation_freq = 500
-evaluation_inputs = ['What is unusual about this picture?', 'Describe the picture in detail.']
-evaluation_images = [image_folder + '/coco/000000000009.jpg', image_folder + '/coco/000000000025.jpg']
-SYSTEM = None
+save_total_limit = 1
+evaluation_freq = 250
+evaluation_inputs = ['Read this invoice.', 'What is the total?']
+evaluation_images = [image_folder + '/invoice_0001.png', image_folder + '/invoice_0001.png']
+SYSTEM = 'Answer with JSON only.'
 
 #######################################################################
 #                      PART 2  Model & processor                      #
 #######################################################################
 processor = dict(
-    type=Processor, pretrained_model_name_or_path=pretrained_model_name_or_path, prompt_template=prompt_template
+    type=Processor,
+    pretrained_model_name_or_path=pretrained_model_name_or_path,
+    image_processor=dict(max_pixels=max_pixels),
 )
 model = dict(
     type=SupervisedFinetune,
     pretrained_model_name_or_path=pretrained_model_name_or_path,
     tune=tune,
-    lora=dict(r=lora_r, alpha=lora_alpha, dropout=lora_dropout),
     quantization=quantization,
     dtype=dtype,
     gradient_checkpointing=gradient_checkpointing,
@@ -82,7 +78,7 @@ model = dict(
 train_dataset = dict(
     type=SupervisedDataset,
     rows=dict(type=load_rows, path=data_path),
-    dataset_map_fn=dict(type=llava_map_fn),
+    dataset_map_fn=dict(type=openai_map_fn),
     template_map_fn=dict(type=chat_template_map_fn),
     image_folder=image_folder,
     max_length=max_length,

@@ -1,4 +1,4 @@
-# vlmtune train internvl3_1b_full  (one GPU with 40 GB)
+# vlmtune train internvl3_1b_full_charts  (one GPU with 40 GB)
 # Charts to tables: fine print needs many tiles. LLaVA json, all parts learn, the vision encoder slowly.
 from mmengine.config import read_base
 

@@ -1,5 +1,5 @@
-# vlmtune train internvl3_2b_lora  (one GPU with 24 GB)
-# Short films as frames: OpenAI messages with up to 16 images, one tile a frame.
+# vlmtune train paligemma_3b_lora_vqa  (one GPU with 24 GB)
+# One question and one short answer a row, which is all this model takes: alpaca rows with images.
 from mmengine.config import read_base
 
 with read_base():
@@ -8,7 +8,7 @@ with read_base():
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
-from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, load_rows, openai_map_fn
+from vlmtune.data import Processor, SupervisedDataset, alpaca_map_fn, chat_template_map_fn, load_rows
 from vlmtune.engine import DatasetInfoHook, EvaluateChatHook, TrainLoop
 from vlmtune.models import SupervisedFinetune
 
@@ -16,15 +16,14 @@ from vlmtune.models import SupervisedFinetune
 #                          PART 1  Settings                           #
 #######################################################################
 # Model
-pretrained_model_name_or_path = 'OpenGVLab/InternVL3-2B-hf'
+pretrained_model_name_or_path = 'google/paligemma-3b-pt-224'
 
 # Data
-data_root = 'data/films'
-data_path = data_root + '/train.jsonl'
-image_folder = data_root + '/frames'
-max_length = 5120  # tokens, image tokens included
+data_root = 'data/meters'
+data_path = data_root + '/train.json'
+image_folder = data_root + '/images'
+max_length = 2048  # tokens, image tokens included
 pack_to_max_length = True
-max_patches = 1  # no tiles: 256 tokens a frame
 
 # Tuning
 tune = dict(vision_encoder='frozen', projector='full', llm='lora')
@@ -40,11 +39,11 @@ attn_implementation = 'sdpa'
 batch_size = 1  # packs per device
 accumulative_counts = 8
 dataloader_num_workers = 4
-max_epochs = 2
+max_epochs = 5
 optim_type = AdamW
-lr = 2e-4
+lr = 5e-5
 betas = (0.9, 0.999)
-weight_decay = 0.05
+weight_decay = 0.0
 max_norm = 1.0
 warmup_ratio = 0.03
 seed = 42
@@ -53,18 +52,14 @@ seed = 42
 save_steps = 200
 save_total_limit = 2
 evaluation_freq = 100
-evaluation_inputs = ['What happens in these frames?']
-evaluation_images = [[f'{image_folder}/film_1/{i:03}.jpg' for i in range(0, 80, 10)]]
+evaluation_inputs = ['What does the meter read?', 'caption en']
+evaluation_images = [image_folder + '/0001.jpg', image_folder + '/0002.jpg']
 SYSTEM = None
 
 #######################################################################
 #                      PART 2  Model & processor                      #
 #######################################################################
-processor = dict(
-    type=Processor,
-    pretrained_model_name_or_path=pretrained_model_name_or_path,
-    image_processor=dict(max_patches=max_patches),
-)
+processor = dict(type=Processor, pretrained_model_name_or_path=pretrained_model_name_or_path)
 model = dict(
     type=SupervisedFinetune,
     pretrained_model_name_or_path=pretrained_model_name_or_path,
@@ -82,7 +77,7 @@ model = dict(
 train_dataset = dict(
     type=SupervisedDataset,
     rows=dict(type=load_rows, path=data_path),
-    dataset_map_fn=dict(type=openai_map_fn),
+    dataset_map_fn=dict(type=alpaca_map_fn),
     template_map_fn=dict(type=chat_template_map_fn),
     image_folder=image_folder,
     max_length=max_length,

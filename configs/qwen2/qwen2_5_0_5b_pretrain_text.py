@@ -1,6 +1,5 @@
-# vlmtune train llava_1_5_7b_projector  (one GPU with 24 GB)
-# First stage on a new kind of picture: captions of aerial photographs move the projector only (21 M weights).
-# MiniCPM-V's role/content rows.
+# vlmtune train qwen2_5_0_5b_pretrain_text  (one GPU with 24 GB)
+# Continued pretraining on plain text ({"text": "..."} a line): every token is learned, no chat template.
 from mmengine.config import read_base
 
 with read_base():
@@ -9,7 +8,7 @@ with read_base():
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
-from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, load_rows, minicpmv_map_fn
+from vlmtune.data import Processor, SupervisedDataset, load_rows, plain_text_map_fn, text_map_fn
 from vlmtune.engine import DatasetInfoHook, EvaluateChatHook, TrainLoop
 from vlmtune.models import SupervisedFinetune
 
@@ -17,18 +16,17 @@ from vlmtune.models import SupervisedFinetune
 #                          PART 1  Settings                           #
 #######################################################################
 # Model
-pretrained_model_name_or_path = 'llava-hf/llava-1.5-7b-hf'
-prompt_template = 'vicuna'  # the hub's own never ends an answer
+pretrained_model_name_or_path = 'Qwen/Qwen2.5-0.5B'
+prompt_template = None  # only the sample answers use one
 
 # Data
-data_root = 'data/aerial'
-data_path = data_root + '/captions.json'
-image_folder = data_root + '/images'
-max_length = 4096  # tokens, image tokens included
+data_root = 'data/corpus'
+data_path = data_root + '/train.jsonl'
+max_length = 8192  # tokens
 pack_to_max_length = True
 
 # Tuning
-tune = dict(vision_encoder='frozen', projector='full', llm='frozen')
+tune = dict(llm='full')
 quantization = None
 dtype = 'bfloat16'
 gradient_checkpointing = True
@@ -37,22 +35,21 @@ attn_implementation = 'sdpa'
 # Optimisation
 batch_size = 1  # packs per device
 accumulative_counts = 32
-dataloader_num_workers = 4
-max_epochs = 1
+dataloader_num_workers = 2
+max_steps = 5000
 optim_type = AdamW
-lr = 1e-3
-betas = (0.9, 0.999)
-weight_decay = 0.0
+lr = 3e-5
+betas = (0.9, 0.95)
+weight_decay = 0.1
 max_norm = 1.0
-warmup_ratio = 0.03
+warmup_ratio = 0.01
 seed = 42
 
 # Saving and looking, counted in optimizer steps
-save_steps = 100
-save_total_limit = 1
-evaluation_freq = 100
-evaluation_inputs = ['Describe this aerial photograph.', 'Is there water in the picture?']
-evaluation_images = [image_folder + '/0001.png', image_folder + '/0002.png']
+save_steps = 1000
+save_total_limit = 2
+evaluation_freq = 500
+evaluation_inputs = ['What is the subject of this corpus?']
 SYSTEM = None
 
 #######################################################################
@@ -77,9 +74,8 @@ model = dict(
 train_dataset = dict(
     type=SupervisedDataset,
     rows=dict(type=load_rows, path=data_path),
-    dataset_map_fn=dict(type=minicpmv_map_fn),
-    template_map_fn=dict(type=chat_template_map_fn),
-    image_folder=image_folder,
+    dataset_map_fn=dict(type=text_map_fn),
+    template_map_fn=dict(type=plain_text_map_fn),
     max_length=max_length,
 )
 train_dataloader = dict(
@@ -96,18 +92,18 @@ optim_wrapper = dict(
     optimizer=dict(type=optim_type, lr=lr, betas=betas, weight_decay=weight_decay),
     clip_grad=dict(max_norm=max_norm),
 )
-warmup_epochs = warmup_ratio * max_epochs
+warmup_steps = int(warmup_ratio * max_steps)
 param_scheduler = [
-    dict(type=LinearLR, start_factor=1e-5, begin=0, end=warmup_epochs, convert_to_iter_based=True),
-    dict(type=CosineAnnealingLR, eta_min=0.0, begin=warmup_epochs, end=max_epochs, convert_to_iter_based=True),
+    dict(type=LinearLR, start_factor=1e-5, by_epoch=False, begin=0, end=warmup_steps),
+    dict(type=CosineAnnealingLR, eta_min=0.0, by_epoch=False, begin=warmup_steps, end=max_steps),
 ]
-train_cfg = dict(type=TrainLoop, max_epochs=max_epochs, accumulative_counts=accumulative_counts)
+train_cfg = dict(type=TrainLoop, max_steps=max_steps, accumulative_counts=accumulative_counts)
 
 #######################################################################
 #                           PART 5  Runtime                           #
 #######################################################################
 default_hooks.checkpoint.interval = save_steps
 default_hooks.checkpoint.max_keep_ckpts = save_total_limit
-questions = dict(inputs=evaluation_inputs, images=evaluation_images, system=SYSTEM)
+questions = dict(inputs=evaluation_inputs, system=SYSTEM)
 custom_hooks = [dict(type=DatasetInfoHook), dict(type=EvaluateChatHook, every_n_iters=evaluation_freq, **questions)]
 randomness = dict(seed=seed)

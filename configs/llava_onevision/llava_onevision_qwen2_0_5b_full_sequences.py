@@ -1,5 +1,5 @@
-# vlmtune train qwen2_vl_2b_full  (one GPU with 80 GB)
-# Detailed captions in a house style: every part learns, the vision encoder slowly. ShareGPT rows.
+# vlmtune train llava_onevision_qwen2_0_5b_full_sequences  (one GPU with 24 GB)
+# Sequences of pictures, 730 tokens each; a picture alone is cut into tiles, up to 8700 tokens. ShareGPT rows.
 from mmengine.config import read_base
 
 with read_base():
@@ -16,15 +16,14 @@ from vlmtune.models import SupervisedFinetune
 #                          PART 1  Settings                           #
 #######################################################################
 # Model
-pretrained_model_name_or_path = 'Qwen/Qwen2-VL-2B-Instruct'
+pretrained_model_name_or_path = 'llava-hf/llava-onevision-qwen2-0.5b-ov-hf'
 
 # Data
-data_root = 'data/captions'
-data_path = data_root + '/captions.json'
+data_root = 'data/assembly'
+data_path = data_root + '/train.json'
 image_folder = data_root + '/images'
-max_length = 6144  # tokens, image tokens included
+max_length = 10240  # tokens, image tokens included
 pack_to_max_length = True
-max_pixels = 1024 * 28 * 28  # 1024 image tokens
 
 # Tuning
 tune = dict(vision_encoder=dict(mode='full', lr=2e-6), projector='full', llm='full')
@@ -35,33 +34,29 @@ attn_implementation = 'sdpa'
 
 # Optimisation
 batch_size = 1  # packs per device
-accumulative_counts = 16
+accumulative_counts = 8
 dataloader_num_workers = 4
 max_epochs = 2
 optim_type = AdamW
 lr = 1e-5
-betas = (0.9, 0.95)
-weight_decay = 0.1
+betas = (0.9, 0.999)
+weight_decay = 0.0
 max_norm = 1.0
 warmup_ratio = 0.03
 seed = 42
 
 # Saving and looking, counted in optimizer steps
-save_steps = 500
-save_total_limit = 1
-evaluation_freq = 250
-evaluation_inputs = ['Write a caption of one sentence.', 'Write a caption of three sentences.']
-evaluation_images = [image_folder + '/0001.jpg', image_folder + '/0001.jpg']
+save_steps = 200
+save_total_limit = 2
+evaluation_freq = 100
+evaluation_inputs = ['What changed between the two pictures?', 'Which step comes next?']
+evaluation_images = [[image_folder + '/0001_a.jpg', image_folder + '/0001_b.jpg'], image_folder + '/0002_a.jpg']
 SYSTEM = None
 
 #######################################################################
 #                      PART 2  Model & processor                      #
 #######################################################################
-processor = dict(
-    type=Processor,
-    pretrained_model_name_or_path=pretrained_model_name_or_path,
-    image_processor=dict(max_pixels=max_pixels),
-)
+processor = dict(type=Processor, pretrained_model_name_or_path=pretrained_model_name_or_path)
 model = dict(
     type=SupervisedFinetune,
     pretrained_model_name_or_path=pretrained_model_name_or_path,

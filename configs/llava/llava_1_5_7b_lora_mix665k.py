@@ -1,6 +1,5 @@
-# vlmtune train llava_1_5_7b_full --nproc 8 --deepspeed zero2  (8 GPUs with 80 GB)
-# Second stage of LLaVA-1.5 with all of the language model, batch 128 as in the paper: ShareGPT rows.
-# Not packed: samples of like length go together instead.
+# vlmtune train llava_1_5_7b_lora_mix665k  (one GPU with 24 GB)
+# Visual instruction tuning on LLaVA-1.5's own mix: LLaVA json, rows with and without an image.
 from mmengine.config import read_base
 
 with read_base():
@@ -9,7 +8,7 @@ with read_base():
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
-from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, load_rows, sharegpt_map_fn
+from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, llava_map_fn, load_rows
 from vlmtune.engine import DatasetInfoHook, EvaluateChatHook, TrainLoop
 from vlmtune.models import SupervisedFinetune
 
@@ -21,26 +20,31 @@ pretrained_model_name_or_path = 'llava-hf/llava-1.5-7b-hf'
 prompt_template = 'vicuna'  # the hub's own never ends an answer
 
 # Data
-data_root = 'data/sharegpt4v'
-data_path = data_root + '/sharegpt4v_mix665k.json'
-image_folder = data_root
+data_root = 'data/llava_instruct'
+data_path = data_root + '/llava_v1_5_mix665k.json'
+image_folder = data_root + '/images'
 max_length = 2048  # tokens, image tokens included
-pack_to_max_length = False
+pack_to_max_length = True
 
 # Tuning
-tune = dict(vision_encoder='frozen', projector='full', llm='full')
+tune = dict(
+    vision_encoder='frozen', projector=dict(mode='full', lr=2e-5), llm='lora'
+)  # the projector is trained already
+lora_r = 64
+lora_alpha = 128
+lora_dropout = 0.05
 quantization = None
 dtype = 'bfloat16'
 gradient_checkpointing = True
 attn_implementation = 'sdpa'
 
 # Optimisation
-batch_size = 8  # samples per device
-accumulative_counts = 2
-dataloader_num_workers = 8
+batch_size = 1  # packs per device
+accumulative_counts = 32
+dataloader_num_workers = 4
 max_epochs = 1
 optim_type = AdamW
-lr = 2e-5
+lr = 2e-4
 betas = (0.9, 0.999)
 weight_decay = 0.0
 max_norm = 1.0
@@ -48,11 +52,11 @@ warmup_ratio = 0.03
 seed = 42
 
 # Saving and looking, counted in optimizer steps
-save_steps = 1000
-save_total_limit = 1
+save_steps = 500
+save_total_limit = 2
 evaluation_freq = 500
-evaluation_inputs = ['Describe every detail of this picture.', 'What may have happened just before?']
-evaluation_images = [image_folder + '/coco/000000000009.jpg', image_folder + '/sam/sa_545504.jpg']
+evaluation_inputs = ['What is unusual about this picture?', 'Describe the picture in detail.']
+evaluation_images = [image_folder + '/coco/000000000009.jpg', image_folder + '/coco/000000000025.jpg']
 SYSTEM = None
 
 #######################################################################
@@ -65,6 +69,7 @@ model = dict(
     type=SupervisedFinetune,
     pretrained_model_name_or_path=pretrained_model_name_or_path,
     tune=tune,
+    lora=dict(r=lora_r, alpha=lora_alpha, dropout=lora_dropout),
     quantization=quantization,
     dtype=dtype,
     gradient_checkpointing=gradient_checkpointing,
@@ -77,7 +82,7 @@ model = dict(
 train_dataset = dict(
     type=SupervisedDataset,
     rows=dict(type=load_rows, path=data_path),
-    dataset_map_fn=dict(type=sharegpt_map_fn),
+    dataset_map_fn=dict(type=llava_map_fn),
     template_map_fn=dict(type=chat_template_map_fn),
     image_folder=image_folder,
     max_length=max_length,
@@ -87,7 +92,6 @@ train_dataloader = dict(
     batch_size=batch_size,
     num_workers=dataloader_num_workers,
     pack_to_max_length=pack_to_max_length,
-    group_by_length=True,
 )
 
 #######################################################################

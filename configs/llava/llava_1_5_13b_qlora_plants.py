@@ -1,5 +1,5 @@
-# vlmtune train qwen3_vl_2b_full --nproc 2 --deepspeed zero2  (2 GPUs with 48 GB)
-# Product photographs to attributes: a folder of parquet files that hold OpenAI messages and the image bytes.
+# vlmtune train llava_1_5_13b_qlora_plants  (one GPU with 24 GB)
+# Short answers about pictures from one field (here plant diseases): alpaca rows with images.
 from mmengine.config import read_base
 
 with read_base():
@@ -8,7 +8,7 @@ with read_base():
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
-from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, load_rows, openai_map_fn
+from vlmtune.data import Processor, SupervisedDataset, alpaca_map_fn, chat_template_map_fn, load_rows
 from vlmtune.engine import DatasetInfoHook, EvaluateChatHook, TrainLoop
 from vlmtune.models import SupervisedFinetune
 
@@ -16,19 +16,22 @@ from vlmtune.models import SupervisedFinetune
 #                          PART 1  Settings                           #
 #######################################################################
 # Model
-pretrained_model_name_or_path = 'Qwen/Qwen3-VL-2B-Instruct'
+pretrained_model_name_or_path = 'llava-hf/llava-1.5-13b-hf'
+prompt_template = 'vicuna'  # the hub's own never ends an answer
 
 # Data
-data_root = 'data/products'
-data_path = data_root + '/parquet'
-image_folder = None  # the rows hold the bytes
-max_length = 4096  # tokens, image tokens included
+data_root = 'data/plant_diseases'
+data_path = data_root + '/train.json'
+image_folder = data_root + '/images'
+max_length = 3072  # tokens, image tokens included
 pack_to_max_length = True
-max_pixels = 512 * 32 * 32  # 512 image tokens
 
 # Tuning
-tune = dict(vision_encoder=dict(mode='full', lr=5e-6), projector='full', llm='full')
-quantization = None
+tune = dict(vision_encoder='frozen', projector='full', llm='lora')
+lora_r = 64
+lora_alpha = 16
+lora_dropout = 0.1
+quantization = 'nf4'
 dtype = 'bfloat16'
 gradient_checkpointing = True
 attn_implementation = 'sdpa'
@@ -37,35 +40,34 @@ attn_implementation = 'sdpa'
 batch_size = 1  # packs per device
 accumulative_counts = 8
 dataloader_num_workers = 4
-max_epochs = 1
+max_steps = 1500
 optim_type = AdamW
-lr = 2e-5
-betas = (0.9, 0.95)
-weight_decay = 0.1
-max_norm = 1.0
+lr = 1e-4
+betas = (0.9, 0.999)
+weight_decay = 0.0
+max_norm = 0.3
 warmup_ratio = 0.03
 seed = 42
 
 # Saving and looking, counted in optimizer steps
-save_steps = 500
-save_total_limit = 1
-evaluation_freq = 200
-evaluation_inputs = ['List colour, material and shape.', 'Which category is this?']
-evaluation_images = [data_root + '/samples/shoe.jpg', data_root + '/samples/lamp.jpg']
-SYSTEM = None
+save_steps = 250
+save_total_limit = 2
+evaluation_freq = 250
+evaluation_inputs = ['Which disease does this leaf have?', 'How far has it spread?']
+evaluation_images = [image_folder + '/leaf_0001.jpg', image_folder + '/leaf_0002.jpg']
+SYSTEM = 'You are an agronomist. Answer in a few words.'
 
 #######################################################################
 #                      PART 2  Model & processor                      #
 #######################################################################
 processor = dict(
-    type=Processor,
-    pretrained_model_name_or_path=pretrained_model_name_or_path,
-    image_processor=dict(max_pixels=max_pixels),
+    type=Processor, pretrained_model_name_or_path=pretrained_model_name_or_path, prompt_template=prompt_template
 )
 model = dict(
     type=SupervisedFinetune,
     pretrained_model_name_or_path=pretrained_model_name_or_path,
     tune=tune,
+    lora=dict(r=lora_r, alpha=lora_alpha, dropout=lora_dropout),
     quantization=quantization,
     dtype=dtype,
     gradient_checkpointing=gradient_checkpointing,
@@ -78,7 +80,7 @@ model = dict(
 train_dataset = dict(
     type=SupervisedDataset,
     rows=dict(type=load_rows, path=data_path),
-    dataset_map_fn=dict(type=openai_map_fn),
+    dataset_map_fn=dict(type=alpaca_map_fn),
     template_map_fn=dict(type=chat_template_map_fn),
     image_folder=image_folder,
     max_length=max_length,
@@ -97,12 +99,12 @@ optim_wrapper = dict(
     optimizer=dict(type=optim_type, lr=lr, betas=betas, weight_decay=weight_decay),
     clip_grad=dict(max_norm=max_norm),
 )
-warmup_epochs = warmup_ratio * max_epochs
+warmup_steps = int(warmup_ratio * max_steps)
 param_scheduler = [
-    dict(type=LinearLR, start_factor=1e-5, begin=0, end=warmup_epochs, convert_to_iter_based=True),
-    dict(type=CosineAnnealingLR, eta_min=0.0, begin=warmup_epochs, end=max_epochs, convert_to_iter_based=True),
+    dict(type=LinearLR, start_factor=1e-5, by_epoch=False, begin=0, end=warmup_steps),
+    dict(type=CosineAnnealingLR, eta_min=0.0, by_epoch=False, begin=warmup_steps, end=max_steps),
 ]
-train_cfg = dict(type=TrainLoop, max_epochs=max_epochs, accumulative_counts=accumulative_counts)
+train_cfg = dict(type=TrainLoop, max_steps=max_steps, accumulative_counts=accumulative_counts)
 
 #######################################################################
 #                           PART 5  Runtime                           #

@@ -1,5 +1,5 @@
-# vlmtune train qwen2_5_1_5b_full  (one GPU with 40 GB)
-# From a base model to a chat model with all weights: OpenAI messages, ChatML.
+# vlmtune train qwen3_vl_4b_lora_screens  (one GPU with 24 GB)
+# Operating a screen: conversations with a screenshot in every turn, in OpenAI messages.
 from mmengine.config import read_base
 
 with read_base():
@@ -16,17 +16,21 @@ from vlmtune.models import SupervisedFinetune
 #                          PART 1  Settings                           #
 #######################################################################
 # Model
-pretrained_model_name_or_path = 'Qwen/Qwen2.5-1.5B'
-prompt_template = 'chatml'  # the base model knows its tokens
+pretrained_model_name_or_path = 'Qwen/Qwen3-VL-4B-Instruct'
 
 # Data
-data_root = 'data/chats'
-data_path = data_root + '/train.jsonl'
-max_length = 4096  # tokens
+data_root = 'data/screens'
+data_path = data_root + '/sessions.jsonl'
+image_folder = data_root + '/images'
+max_length = 12288  # tokens, image tokens included
 pack_to_max_length = True
+max_pixels = 1280 * 32 * 32  # 1280 tokens a screenshot
 
 # Tuning
-tune = dict(llm='full')
+tune = dict(vision_encoder='frozen', projector='full', llm='lora')
+lora_r = 32
+lora_alpha = 64
+lora_dropout = 0.0
 quantization = None
 dtype = 'bfloat16'
 gradient_checkpointing = True
@@ -34,34 +38,38 @@ attn_implementation = 'sdpa'
 
 # Optimisation
 batch_size = 1  # packs per device
-accumulative_counts = 16
-dataloader_num_workers = 2
+accumulative_counts = 8
+dataloader_num_workers = 4
 max_epochs = 2
 optim_type = AdamW
-lr = 2e-5
-betas = (0.9, 0.95)
+lr = 1e-4
+betas = (0.9, 0.999)
 weight_decay = 0.01
 max_norm = 1.0
 warmup_ratio = 0.03
 seed = 42
 
 # Saving and looking, counted in optimizer steps
-save_steps = 500
-save_total_limit = 1
-evaluation_freq = 250
-evaluation_inputs = ['Hello!', 'Explain photosynthesis to a child.']
-SYSTEM = 'You are a helpful assistant.'
+save_steps = 200
+save_total_limit = 2
+evaluation_freq = 100
+evaluation_inputs = ['Open the settings.', 'Type hello into the search field.']
+evaluation_images = [image_folder + '/desktop.png', image_folder + '/browser.png']
+SYSTEM = 'You operate a computer. Answer with one action as JSON.'
 
 #######################################################################
 #                      PART 2  Model & processor                      #
 #######################################################################
 processor = dict(
-    type=Processor, pretrained_model_name_or_path=pretrained_model_name_or_path, prompt_template=prompt_template
+    type=Processor,
+    pretrained_model_name_or_path=pretrained_model_name_or_path,
+    image_processor=dict(max_pixels=max_pixels),
 )
 model = dict(
     type=SupervisedFinetune,
     pretrained_model_name_or_path=pretrained_model_name_or_path,
     tune=tune,
+    lora=dict(r=lora_r, alpha=lora_alpha, dropout=lora_dropout),
     quantization=quantization,
     dtype=dtype,
     gradient_checkpointing=gradient_checkpointing,
@@ -76,7 +84,9 @@ train_dataset = dict(
     rows=dict(type=load_rows, path=data_path),
     dataset_map_fn=dict(type=openai_map_fn),
     template_map_fn=dict(type=chat_template_map_fn),
+    image_folder=image_folder,
     max_length=max_length,
+    overlong='truncate_turns',
 )
 train_dataloader = dict(
     dataset=train_dataset,
@@ -104,6 +114,6 @@ train_cfg = dict(type=TrainLoop, max_epochs=max_epochs, accumulative_counts=accu
 #######################################################################
 default_hooks.checkpoint.interval = save_steps
 default_hooks.checkpoint.max_keep_ckpts = save_total_limit
-questions = dict(inputs=evaluation_inputs, system=SYSTEM)
+questions = dict(inputs=evaluation_inputs, images=evaluation_images, system=SYSTEM)
 custom_hooks = [dict(type=DatasetInfoHook), dict(type=EvaluateChatHook, every_n_iters=evaluation_freq, **questions)]
 randomness = dict(seed=seed)

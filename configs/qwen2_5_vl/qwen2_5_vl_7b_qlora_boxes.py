@@ -1,5 +1,5 @@
-# vlmtune train qwen2_5_vl_3b_lora  (one GPU with 16 GB)
-# The one to start from: questions and answers about pictures in LLaVA json, a few thousand rows.
+# vlmtune train qwen2_5_vl_7b_qlora_boxes  (one GPU with 24 GB)
+# Finding things: <bbox> marks in the answers become boxes as the model knows them. ShareGPT rows with `objects`.
 from mmengine.config import read_base
 
 with read_base():
@@ -8,7 +8,7 @@ with read_base():
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
-from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, llava_map_fn, load_rows
+from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, load_rows, sharegpt_map_fn
 from vlmtune.engine import DatasetInfoHook, EvaluateChatHook, TrainLoop
 from vlmtune.models import SupervisedFinetune
 
@@ -16,46 +16,46 @@ from vlmtune.models import SupervisedFinetune
 #                          PART 1  Settings                           #
 #######################################################################
 # Model
-pretrained_model_name_or_path = 'Qwen/Qwen2.5-VL-3B-Instruct'
+pretrained_model_name_or_path = 'Qwen/Qwen2.5-VL-7B-Instruct'
 
 # Data
-data_root = 'data/my_pictures'
+data_root = 'data/boxes'
 data_path = data_root + '/train.json'
 image_folder = data_root + '/images'
-max_length = 4096  # tokens, image tokens included
+max_length = 6144  # tokens, image tokens included
 pack_to_max_length = True
-max_pixels = 1280 * 28 * 28  # 1280 image tokens
+max_pixels = 1600 * 28 * 28  # boxes are scaled with the image
 
 # Tuning
-tune = dict(vision_encoder='frozen', projector='frozen', llm='lora')
-lora_r = 16
-lora_alpha = 32
+tune = dict(vision_encoder='frozen', projector='lora', llm='lora')
+lora_r = 64
+lora_alpha = 64
 lora_dropout = 0.05
-quantization = None
+quantization = 'nf4'
 dtype = 'bfloat16'
 gradient_checkpointing = True
 attn_implementation = 'sdpa'
 
 # Optimisation
 batch_size = 1  # packs per device
-accumulative_counts = 8
+accumulative_counts = 16
 dataloader_num_workers = 4
-max_epochs = 3
+max_steps = 2000
 optim_type = AdamW
 lr = 1e-4
 betas = (0.9, 0.999)
 weight_decay = 0.0
 max_norm = 1.0
-warmup_ratio = 0.03
+warmup_ratio = 0.05
 seed = 42
 
 # Saving and looking, counted in optimizer steps
-save_steps = 100
+save_steps = 250
 save_total_limit = 2
-evaluation_freq = 50
-evaluation_inputs = ['What is in this picture?', 'How many people are there?', 'Who are you?']
-evaluation_images = [image_folder + '/0001.jpg', image_folder + '/0002.jpg', None]
-SYSTEM = None
+evaluation_freq = 250
+evaluation_inputs = ['Find every bird.', 'Where is the traffic light?']
+evaluation_images = [image_folder + '/birds.jpg', image_folder + '/crossing.jpg']
+SYSTEM = 'Answer with a JSON list of {"bbox_2d": [x1, y1, x2, y2], "label": "..."}.'
 
 #######################################################################
 #                      PART 2  Model & processor                      #
@@ -82,7 +82,7 @@ model = dict(
 train_dataset = dict(
     type=SupervisedDataset,
     rows=dict(type=load_rows, path=data_path),
-    dataset_map_fn=dict(type=llava_map_fn),
+    dataset_map_fn=dict(type=sharegpt_map_fn, boxes='pixel'),  # what the rows count; or 'unit', 'thousand'
     template_map_fn=dict(type=chat_template_map_fn),
     image_folder=image_folder,
     max_length=max_length,
@@ -101,12 +101,12 @@ optim_wrapper = dict(
     optimizer=dict(type=optim_type, lr=lr, betas=betas, weight_decay=weight_decay),
     clip_grad=dict(max_norm=max_norm),
 )
-warmup_epochs = warmup_ratio * max_epochs
+warmup_steps = int(warmup_ratio * max_steps)
 param_scheduler = [
-    dict(type=LinearLR, start_factor=1e-5, begin=0, end=warmup_epochs, convert_to_iter_based=True),
-    dict(type=CosineAnnealingLR, eta_min=0.0, begin=warmup_epochs, end=max_epochs, convert_to_iter_based=True),
+    dict(type=LinearLR, start_factor=1e-5, by_epoch=False, begin=0, end=warmup_steps),
+    dict(type=CosineAnnealingLR, eta_min=0.0, by_epoch=False, begin=warmup_steps, end=max_steps),
 ]
-train_cfg = dict(type=TrainLoop, max_epochs=max_epochs, accumulative_counts=accumulative_counts)
+train_cfg = dict(type=TrainLoop, max_steps=max_steps, accumulative_counts=accumulative_counts)
 
 #######################################################################
 #                           PART 5  Runtime                           #

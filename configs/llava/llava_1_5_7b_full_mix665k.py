@@ -1,5 +1,6 @@
-# vlmtune train internvl3_8b_qlora  (one GPU with 24 GB)
-# Reports on pictures, where wording counts: 8-bit weights stay closer to the original than 4-bit ones. ShareGPT rows.
+# vlmtune train llava_1_5_7b_full_mix665k --nproc 8 --deepspeed zero2  (8 GPUs with 80 GB)
+# Second stage of LLaVA-1.5 with all of the language model, batch 128 as in the paper: ShareGPT rows.
+# Not packed: samples of like length go together instead.
 from mmengine.config import read_base
 
 with read_base():
@@ -16,60 +17,54 @@ from vlmtune.models import SupervisedFinetune
 #                          PART 1  Settings                           #
 #######################################################################
 # Model
-pretrained_model_name_or_path = 'OpenGVLab/InternVL3-8B-hf'
+pretrained_model_name_or_path = 'llava-hf/llava-1.5-7b-hf'
+prompt_template = 'vicuna'  # the hub's own never ends an answer
 
 # Data
-data_root = 'data/reports'
-data_path = data_root + '/train.json'
-image_folder = data_root + '/images'
-max_length = 4096  # tokens, image tokens included
-pack_to_max_length = True
-max_patches = 6  # tiles an image, 256 tokens each, and a thumbnail
+data_root = 'data/sharegpt4v'
+data_path = data_root + '/sharegpt4v_mix665k.json'
+image_folder = data_root
+max_length = 2048  # tokens, image tokens included
+pack_to_max_length = False
 
 # Tuning
-tune = dict(vision_encoder='lora', projector='full', llm='lora')
-lora_r = 16
-lora_alpha = 32
-lora_dropout = 0.05
-quantization = 'int8'
+tune = dict(vision_encoder='frozen', projector='full', llm='full')
+quantization = None
 dtype = 'bfloat16'
 gradient_checkpointing = True
 attn_implementation = 'sdpa'
 
 # Optimisation
-batch_size = 1  # packs per device
-accumulative_counts = 16
-dataloader_num_workers = 4
-max_epochs = 3
+batch_size = 8  # samples per device
+accumulative_counts = 2
+dataloader_num_workers = 8
+max_epochs = 1
 optim_type = AdamW
-lr = 1e-4
+lr = 2e-5
 betas = (0.9, 0.999)
-weight_decay = 0.05
+weight_decay = 0.0
 max_norm = 1.0
 warmup_ratio = 0.03
 seed = 42
 
 # Saving and looking, counted in optimizer steps
-save_steps = 100
-save_total_limit = 2
-evaluation_freq = 100
-evaluation_inputs = ['Write the report on this picture.', 'Is anything out of the ordinary?']
-evaluation_images = [image_folder + '/0001.png', image_folder + '/0002.png']
+save_steps = 1000
+save_total_limit = 1
+evaluation_freq = 500
+evaluation_inputs = ['Describe every detail of this picture.', 'What may have happened just before?']
+evaluation_images = [image_folder + '/coco/000000000009.jpg', image_folder + '/sam/sa_545504.jpg']
 SYSTEM = None
 
 #######################################################################
 #                      PART 2  Model & processor                      #
 #######################################################################
 processor = dict(
-    type=Processor,
-    pretrained_model_name_or_path=pretrained_model_name_or_path,
-    image_processor=dict(max_patches=max_patches),
+    type=Processor, pretrained_model_name_or_path=pretrained_model_name_or_path, prompt_template=prompt_template
 )
 model = dict(
     type=SupervisedFinetune,
     pretrained_model_name_or_path=pretrained_model_name_or_path,
     tune=tune,
-    lora=dict(r=lora_r, alpha=lora_alpha, dropout=lora_dropout),
     quantization=quantization,
     dtype=dtype,
     gradient_checkpointing=gradient_checkpointing,
@@ -92,6 +87,7 @@ train_dataloader = dict(
     batch_size=batch_size,
     num_workers=dataloader_num_workers,
     pack_to_max_length=pack_to_max_length,
+    group_by_length=True,
 )
 
 #######################################################################

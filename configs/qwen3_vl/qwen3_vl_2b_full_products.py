@@ -1,5 +1,5 @@
-# vlmtune train qwen2_vl_7b_qlora  (one GPU with 24 GB)
-# Comparing two pictures, before and after: MiniCPM-V's rows, whose images are named <image_00>, <image_01>.
+# vlmtune train qwen3_vl_2b_full_products --nproc 2 --deepspeed zero2  (2 GPUs with 48 GB)
+# Product photographs to attributes: a folder of parquet files that hold OpenAI messages and the image bytes.
 from mmengine.config import read_base
 
 with read_base():
@@ -8,7 +8,7 @@ with read_base():
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
-from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, load_rows, minicpmv_map_fn
+from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, load_rows, openai_map_fn
 from vlmtune.engine import DatasetInfoHook, EvaluateChatHook, TrainLoop
 from vlmtune.models import SupervisedFinetune
 
@@ -16,45 +16,42 @@ from vlmtune.models import SupervisedFinetune
 #                          PART 1  Settings                           #
 #######################################################################
 # Model
-pretrained_model_name_or_path = 'Qwen/Qwen2-VL-7B-Instruct'
+pretrained_model_name_or_path = 'Qwen/Qwen3-VL-2B-Instruct'
 
 # Data
-data_root = 'data/inspection'
-data_path = data_root + '/pairs.json'
-image_folder = data_root + '/images'
+data_root = 'data/products'
+data_path = data_root + '/parquet'
+image_folder = None  # the rows hold the bytes
 max_length = 4096  # tokens, image tokens included
 pack_to_max_length = True
-max_pixels = 640 * 28 * 28  # 640 tokens an image, two images a row
+max_pixels = 512 * 32 * 32  # 512 image tokens
 
 # Tuning
-tune = dict(vision_encoder='frozen', projector='frozen', llm='lora')
-lora_r = 64
-lora_alpha = 16
-lora_dropout = 0.05
-quantization = 'nf4'
+tune = dict(vision_encoder=dict(mode='full', lr=5e-6), projector='full', llm='full')
+quantization = None
 dtype = 'bfloat16'
 gradient_checkpointing = True
 attn_implementation = 'sdpa'
 
 # Optimisation
 batch_size = 1  # packs per device
-accumulative_counts = 16
+accumulative_counts = 8
 dataloader_num_workers = 4
-max_epochs = 2
+max_epochs = 1
 optim_type = AdamW
-lr = 2e-4
-betas = (0.9, 0.999)
-weight_decay = 0.0
-max_norm = 0.3
+lr = 2e-5
+betas = (0.9, 0.95)
+weight_decay = 0.1
+max_norm = 1.0
 warmup_ratio = 0.03
 seed = 42
 
 # Saving and looking, counted in optimizer steps
-save_steps = 100
-save_total_limit = 2
-evaluation_freq = 100
-evaluation_inputs = ['What has changed?', 'Is the second part damaged?']
-evaluation_images = [[image_folder + '/a_before.jpg', image_folder + '/a_after.jpg']] * 2
+save_steps = 500
+save_total_limit = 1
+evaluation_freq = 200
+evaluation_inputs = ['List colour, material and shape.', 'Which category is this?']
+evaluation_images = [data_root + '/samples/shoe.jpg', data_root + '/samples/lamp.jpg']
 SYSTEM = None
 
 #######################################################################
@@ -69,7 +66,6 @@ model = dict(
     type=SupervisedFinetune,
     pretrained_model_name_or_path=pretrained_model_name_or_path,
     tune=tune,
-    lora=dict(r=lora_r, alpha=lora_alpha, dropout=lora_dropout),
     quantization=quantization,
     dtype=dtype,
     gradient_checkpointing=gradient_checkpointing,
@@ -82,7 +78,7 @@ model = dict(
 train_dataset = dict(
     type=SupervisedDataset,
     rows=dict(type=load_rows, path=data_path),
-    dataset_map_fn=dict(type=minicpmv_map_fn),
+    dataset_map_fn=dict(type=openai_map_fn),
     template_map_fn=dict(type=chat_template_map_fn),
     image_folder=image_folder,
     max_length=max_length,

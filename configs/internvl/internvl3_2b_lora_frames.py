@@ -1,5 +1,5 @@
-# vlmtune train qwen3_vl_8b_qlora  (one GPU with 24 GB)
-# Science questions with diagrams and worked answers: alpaca rows with images, rank-stabilised LoRA.
+# vlmtune train internvl3_2b_lora_frames  (one GPU with 24 GB)
+# Short films as frames: OpenAI messages with up to 16 images, one tile a frame.
 from mmengine.config import read_base
 
 with read_base():
@@ -8,7 +8,7 @@ with read_base():
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
-from vlmtune.data import Processor, SupervisedDataset, alpaca_map_fn, chat_template_map_fn, load_rows
+from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, load_rows, openai_map_fn
 from vlmtune.engine import DatasetInfoHook, EvaluateChatHook, TrainLoop
 from vlmtune.models import SupervisedFinetune
 
@@ -16,45 +16,45 @@ from vlmtune.models import SupervisedFinetune
 #                          PART 1  Settings                           #
 #######################################################################
 # Model
-pretrained_model_name_or_path = 'Qwen/Qwen3-VL-8B-Instruct'
+pretrained_model_name_or_path = 'OpenGVLab/InternVL3-2B-hf'
 
 # Data
-data_root = 'data/science'
-data_path = data_root + '/train.json'
-image_folder = data_root + '/images'
-max_length = 4096  # tokens, image tokens included
+data_root = 'data/films'
+data_path = data_root + '/train.jsonl'
+image_folder = data_root + '/frames'
+max_length = 5120  # tokens, image tokens included
 pack_to_max_length = True
-max_pixels = 768 * 32 * 32  # 768 image tokens
+max_patches = 1  # no tiles: 256 tokens a frame
 
 # Tuning
-tune = dict(vision_encoder='frozen', projector='frozen', llm=dict(mode='lora', use_rslora=True))
-lora_r = 64
-lora_alpha = 16
+tune = dict(vision_encoder='frozen', projector='full', llm='lora')
+lora_r = 16
+lora_alpha = 32
 lora_dropout = 0.05
-quantization = 'nf4'
+quantization = None
 dtype = 'bfloat16'
 gradient_checkpointing = True
 attn_implementation = 'sdpa'
 
 # Optimisation
 batch_size = 1  # packs per device
-accumulative_counts = 16
+accumulative_counts = 8
 dataloader_num_workers = 4
 max_epochs = 2
 optim_type = AdamW
-lr = 5e-5
+lr = 2e-4
 betas = (0.9, 0.999)
-weight_decay = 0.0
-max_norm = 0.3
-warmup_ratio = 0.05
+weight_decay = 0.05
+max_norm = 1.0
+warmup_ratio = 0.03
 seed = 42
 
 # Saving and looking, counted in optimizer steps
-save_steps = 250
+save_steps = 200
 save_total_limit = 2
-evaluation_freq = 250
-evaluation_inputs = ['Which way does the current flow?', 'Name the parts of the cell.']
-evaluation_images = [image_folder + '/circuit.png', image_folder + '/cell.png']
+evaluation_freq = 100
+evaluation_inputs = ['What happens in these frames?']
+evaluation_images = [[f'{image_folder}/film_1/{i:03}.jpg' for i in range(0, 80, 10)]]
 SYSTEM = None
 
 #######################################################################
@@ -63,7 +63,7 @@ SYSTEM = None
 processor = dict(
     type=Processor,
     pretrained_model_name_or_path=pretrained_model_name_or_path,
-    image_processor=dict(max_pixels=max_pixels),
+    image_processor=dict(max_patches=max_patches),
 )
 model = dict(
     type=SupervisedFinetune,
@@ -82,7 +82,7 @@ model = dict(
 train_dataset = dict(
     type=SupervisedDataset,
     rows=dict(type=load_rows, path=data_path),
-    dataset_map_fn=dict(type=alpaca_map_fn),
+    dataset_map_fn=dict(type=openai_map_fn),
     template_map_fn=dict(type=chat_template_map_fn),
     image_folder=image_folder,
     max_length=max_length,

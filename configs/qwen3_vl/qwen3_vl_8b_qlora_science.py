@@ -1,5 +1,5 @@
-# vlmtune train qwen3_vl_4b_lora  (one GPU with 24 GB)
-# Operating a screen: conversations with a screenshot in every turn, in OpenAI messages.
+# vlmtune train qwen3_vl_8b_qlora_science  (one GPU with 24 GB)
+# Science questions with diagrams and worked answers: alpaca rows with images, rank-stabilised LoRA.
 from mmengine.config import read_base
 
 with read_base():
@@ -8,7 +8,7 @@ with read_base():
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
-from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, load_rows, openai_map_fn
+from vlmtune.data import Processor, SupervisedDataset, alpaca_map_fn, chat_template_map_fn, load_rows
 from vlmtune.engine import DatasetInfoHook, EvaluateChatHook, TrainLoop
 from vlmtune.models import SupervisedFinetune
 
@@ -16,46 +16,46 @@ from vlmtune.models import SupervisedFinetune
 #                          PART 1  Settings                           #
 #######################################################################
 # Model
-pretrained_model_name_or_path = 'Qwen/Qwen3-VL-4B-Instruct'
+pretrained_model_name_or_path = 'Qwen/Qwen3-VL-8B-Instruct'
 
 # Data
-data_root = 'data/screens'
-data_path = data_root + '/sessions.jsonl'
+data_root = 'data/science'
+data_path = data_root + '/train.json'
 image_folder = data_root + '/images'
-max_length = 12288  # tokens, image tokens included
+max_length = 4096  # tokens, image tokens included
 pack_to_max_length = True
-max_pixels = 1280 * 32 * 32  # 1280 tokens a screenshot
+max_pixels = 768 * 32 * 32  # 768 image tokens
 
 # Tuning
-tune = dict(vision_encoder='frozen', projector='full', llm='lora')
-lora_r = 32
-lora_alpha = 64
-lora_dropout = 0.0
-quantization = None
+tune = dict(vision_encoder='frozen', projector='frozen', llm=dict(mode='lora', use_rslora=True))
+lora_r = 64
+lora_alpha = 16
+lora_dropout = 0.05
+quantization = 'nf4'
 dtype = 'bfloat16'
 gradient_checkpointing = True
 attn_implementation = 'sdpa'
 
 # Optimisation
 batch_size = 1  # packs per device
-accumulative_counts = 8
+accumulative_counts = 16
 dataloader_num_workers = 4
 max_epochs = 2
 optim_type = AdamW
-lr = 1e-4
+lr = 5e-5
 betas = (0.9, 0.999)
-weight_decay = 0.01
-max_norm = 1.0
-warmup_ratio = 0.03
+weight_decay = 0.0
+max_norm = 0.3
+warmup_ratio = 0.05
 seed = 42
 
 # Saving and looking, counted in optimizer steps
-save_steps = 200
+save_steps = 250
 save_total_limit = 2
-evaluation_freq = 100
-evaluation_inputs = ['Open the settings.', 'Type hello into the search field.']
-evaluation_images = [image_folder + '/desktop.png', image_folder + '/browser.png']
-SYSTEM = 'You operate a computer. Answer with one action as JSON.'
+evaluation_freq = 250
+evaluation_inputs = ['Which way does the current flow?', 'Name the parts of the cell.']
+evaluation_images = [image_folder + '/circuit.png', image_folder + '/cell.png']
+SYSTEM = None
 
 #######################################################################
 #                      PART 2  Model & processor                      #
@@ -82,11 +82,10 @@ model = dict(
 train_dataset = dict(
     type=SupervisedDataset,
     rows=dict(type=load_rows, path=data_path),
-    dataset_map_fn=dict(type=openai_map_fn),
+    dataset_map_fn=dict(type=alpaca_map_fn),
     template_map_fn=dict(type=chat_template_map_fn),
     image_folder=image_folder,
     max_length=max_length,
-    overlong='truncate_turns',
 )
 train_dataloader = dict(
     dataset=train_dataset,

@@ -1,5 +1,6 @@
-# vlmtune train llava_1_5_13b_qlora  (one GPU with 24 GB)
-# Short answers about pictures from one field (here plant diseases): alpaca rows with images.
+# vlmtune train llava_1_5_7b_projector_aerial  (one GPU with 24 GB)
+# First stage on a new kind of picture: captions of aerial photographs move the projector only (21 M weights).
+# MiniCPM-V's role/content rows.
 from mmengine.config import read_base
 
 with read_base():
@@ -8,7 +9,7 @@ with read_base():
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
-from vlmtune.data import Processor, SupervisedDataset, alpaca_map_fn, chat_template_map_fn, load_rows
+from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, load_rows, minicpmv_map_fn
 from vlmtune.engine import DatasetInfoHook, EvaluateChatHook, TrainLoop
 from vlmtune.models import SupervisedFinetune
 
@@ -16,46 +17,43 @@ from vlmtune.models import SupervisedFinetune
 #                          PART 1  Settings                           #
 #######################################################################
 # Model
-pretrained_model_name_or_path = 'llava-hf/llava-1.5-13b-hf'
+pretrained_model_name_or_path = 'llava-hf/llava-1.5-7b-hf'
 prompt_template = 'vicuna'  # the hub's own never ends an answer
 
 # Data
-data_root = 'data/plant_diseases'
-data_path = data_root + '/train.json'
+data_root = 'data/aerial'
+data_path = data_root + '/captions.json'
 image_folder = data_root + '/images'
-max_length = 3072  # tokens, image tokens included
+max_length = 4096  # tokens, image tokens included
 pack_to_max_length = True
 
 # Tuning
-tune = dict(vision_encoder='frozen', projector='full', llm='lora')
-lora_r = 64
-lora_alpha = 16
-lora_dropout = 0.1
-quantization = 'nf4'
+tune = dict(vision_encoder='frozen', projector='full', llm='frozen')
+quantization = None
 dtype = 'bfloat16'
 gradient_checkpointing = True
 attn_implementation = 'sdpa'
 
 # Optimisation
 batch_size = 1  # packs per device
-accumulative_counts = 8
+accumulative_counts = 32
 dataloader_num_workers = 4
-max_steps = 1500
+max_epochs = 1
 optim_type = AdamW
-lr = 1e-4
+lr = 1e-3
 betas = (0.9, 0.999)
 weight_decay = 0.0
-max_norm = 0.3
+max_norm = 1.0
 warmup_ratio = 0.03
 seed = 42
 
 # Saving and looking, counted in optimizer steps
-save_steps = 250
-save_total_limit = 2
-evaluation_freq = 250
-evaluation_inputs = ['Which disease does this leaf have?', 'How far has it spread?']
-evaluation_images = [image_folder + '/leaf_0001.jpg', image_folder + '/leaf_0002.jpg']
-SYSTEM = 'You are an agronomist. Answer in a few words.'
+save_steps = 100
+save_total_limit = 1
+evaluation_freq = 100
+evaluation_inputs = ['Describe this aerial photograph.', 'Is there water in the picture?']
+evaluation_images = [image_folder + '/0001.png', image_folder + '/0002.png']
+SYSTEM = None
 
 #######################################################################
 #                      PART 2  Model & processor                      #
@@ -67,7 +65,6 @@ model = dict(
     type=SupervisedFinetune,
     pretrained_model_name_or_path=pretrained_model_name_or_path,
     tune=tune,
-    lora=dict(r=lora_r, alpha=lora_alpha, dropout=lora_dropout),
     quantization=quantization,
     dtype=dtype,
     gradient_checkpointing=gradient_checkpointing,
@@ -80,7 +77,7 @@ model = dict(
 train_dataset = dict(
     type=SupervisedDataset,
     rows=dict(type=load_rows, path=data_path),
-    dataset_map_fn=dict(type=alpaca_map_fn),
+    dataset_map_fn=dict(type=minicpmv_map_fn),
     template_map_fn=dict(type=chat_template_map_fn),
     image_folder=image_folder,
     max_length=max_length,
@@ -99,12 +96,12 @@ optim_wrapper = dict(
     optimizer=dict(type=optim_type, lr=lr, betas=betas, weight_decay=weight_decay),
     clip_grad=dict(max_norm=max_norm),
 )
-warmup_steps = int(warmup_ratio * max_steps)
+warmup_epochs = warmup_ratio * max_epochs
 param_scheduler = [
-    dict(type=LinearLR, start_factor=1e-5, by_epoch=False, begin=0, end=warmup_steps),
-    dict(type=CosineAnnealingLR, eta_min=0.0, by_epoch=False, begin=warmup_steps, end=max_steps),
+    dict(type=LinearLR, start_factor=1e-5, begin=0, end=warmup_epochs, convert_to_iter_based=True),
+    dict(type=CosineAnnealingLR, eta_min=0.0, begin=warmup_epochs, end=max_epochs, convert_to_iter_based=True),
 ]
-train_cfg = dict(type=TrainLoop, max_steps=max_steps, accumulative_counts=accumulative_counts)
+train_cfg = dict(type=TrainLoop, max_epochs=max_epochs, accumulative_counts=accumulative_counts)
 
 #######################################################################
 #                           PART 5  Runtime                           #
