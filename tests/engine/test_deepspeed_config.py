@@ -185,3 +185,10 @@ def test_what_cannot_be_read(name, content, message, tmp_path):
         name = str(tmp_path / name)
     with pytest.raises(ConfigError, match=message):
         read_config(name)
+
+
+def test_a_strategy_that_is_a_word():
+    with pytest.raises(
+        ConfigError, match="strategy='deepspeed_zero3': expected dict.* --deepspeed zero1, zero2 or zero3"
+    ):
+        check_deepspeed(ConfigDict(strategy='deepspeed_zero3'), ranks=1)

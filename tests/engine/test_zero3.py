@@ -19,7 +19,7 @@ PARTS = dict(vision_encoder='full', projector='full', llm='lora')
 TIED = dict(tie_word_embeddings=True)
 SETTINGS = dict(lora_dropout=0.0, max_norm=1e9, lr=0.05, max_steps=3, max_epochs=None, max_length=2000)
 SETTINGS |= dict(pack_to_max_length=False, shuffle=False)
-SLOW = ['internvl', 'idefics3', 'qwen3_vl_moe', 'llava_next', 'llava_onevision']
+SLOW = ['internvl', 'internvl_chat', 'points', 'gemma3', 'idefics3', 'qwen3_vl_moe', 'llava_next', 'llava_onevision']
 
 
 @pytest.fixture(scope='module')
@@ -87,7 +87,7 @@ def assert_same_training(one, other):
 
 
 @pytest.mark.parametrize(
-    'family', ['qwen2_5_vl', 'gemma3', 'smolvlm', *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+    'family', ['qwen2_5_vl', 'minicpmv2', 'smolvlm', *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 )
 def test_images_on_some_ranks_or_none(family, trained):
     """No hang, and what one process learns; also what is counted is the same: fillers are not."""

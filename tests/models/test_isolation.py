@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from vlmtune.engine.hooks.isolation import change_sample
-from vlmtune.models.isolation import check_isolation
-from vlmtune.utils.errors import TrainingError
+from vlmtune.models.isolation import check_isolation, check_positions
+from vlmtune.utils.errors import ConfigError, TrainingError
 
 NAMES = ['llama', 'mistral', 'qwen3_vl_moe', 'llava', 'qwen2_5_vl', 'internvl', 'smolvlm', 'gemma3', 'paligemma']
 
@@ -105,3 +106,41 @@ def test_a_changed_sample_keeps_its_control_tokens_and_images(case):
         assert b not in kept or a == b
     assert not torch.equal(before['pixel_values'], after['pixel_values'])
     assert torch.equal(before['image_grid_thw'], after['image_grid_thw'])
+
+
+LIMIT = 12
+DYNAMIC = dict(rope_type='dynamic', factor=2.0, rope_theta=10000.0)
+LONG = dict(
+    rope_type='longrope', rope_theta=10000.0, original_max_position_embeddings=LIMIT,
+    short_factor=[1.0, 1.0, 1.0, 1.0], long_factor=[4.0, 4.0, 4.0, 4.0],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(('rope', 'most'), [(DYNAMIC, LIMIT), (LONG, 64)])
+def test_a_sample_longer_than_the_rope_was_made_for_moves_the_others_of_its_row(rope, most):
+    """What the check refuses really leaks, and what it lets through does not."""
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=most, rope_parameters=rope, initializer_range=0.5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval()
+    short, moved = torch.randint(32, (6,)), {}
+    with torch.no_grad():
+        for longest in (LIMIT, LIMIT + 1):
+            ids = torch.cat([short, torch.randint(32, (longest,))])[None]
+            positions = torch.cat([torch.arange(6), torch.arange(longest)])[None]
+            alone = model(short[None], use_cache=False).logits[0]
+            packed = model(ids, position_ids=positions, use_cache=False).logits[0, :6]
+            moved[longest] = float((packed - alone).abs().max())
+    assert moved[LIMIT] < 1e-4 < moved[LIMIT + 1] / 10  # rounding, and another set of frequencies
+    check_positions(config, longest=LIMIT)
+    message = (
+        rf"longest sample has 13 tokens, and llama with rope_type '{rope['rope_type']}' .* set max_length=12 or less"
+    )
+    with pytest.raises(ConfigError, match=message):
+        check_positions(config, longest=LIMIT + 1)
+
+
+def test_other_kinds_of_rope_have_no_limit():
+    check_positions(LlamaConfig(max_position_embeddings=LIMIT), longest=10**6)

@@ -98,7 +98,13 @@ def check_deepspeed(cfg: Mapping[str, Any], *, ranks: int) -> None:
     Raises:
         ConfigError: as ``fill_config``.
     """
-    config = (cfg.get('strategy') or {}).get('config')
+    strategy = cfg.get('strategy') or {}
+    if not isinstance(strategy, Mapping):
+        raise ConfigError(
+            f'strategy={strategy!r}: expected dict(type=DeepSpeedStrategy, config=...); from the command line, '
+            '--deepspeed zero1, zero2 or zero3'
+        )
+    config = strategy.get('config')
     if config is None:
         return
     optimizer = dict(cfg['optim_wrapper']['optimizer'])

@@ -5,17 +5,19 @@ Letters: B rows, L tokens, H hidden size, a and b the lengths of two samples.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlmtune.models.attention import describe_attention
 from vlmtune.models.supervised_finetune import SupervisedFinetune
-from vlmtune.utils.errors import TrainingError
+from vlmtune.utils.errors import ConfigError, TrainingError
 
 Batch = Mapping[str, Tensor]
 
 _NEAR = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}  # packed and alone, of the mean activation
+_BY_LENGTH = ('dynamic', 'longrope')
 _ADVICE = 'report it with the versions of transformers and torch, and set pack_to_max_length=False meanwhile'
 
 
@@ -34,6 +36,33 @@ class IsolationReport:
     leak: float
     own: float
     alone: float
+
+
+def check_positions(text_config: Any, *, longest: int) -> None:
+    """Tell whether rotary positions treat every sample of a row as they treat it alone.
+
+    Some kinds (dynamic NTK, LongRoPE) choose their frequencies by the longest sample of a row. Up to the length that
+    the model was first trained with there is only one choice.
+
+    Args:
+        text_config: of the language model.
+        longest: tokens of the longest sample.
+
+    Raises:
+        ConfigError: a sample is long enough to change those that it is packed with.
+    """
+    found = getattr(text_config, 'rope_parameters', None) or {}
+    for rope in [found, *(value for value in found.values() if isinstance(value, Mapping))]:
+        if rope.get('rope_type') not in _BY_LENGTH:
+            continue
+        own = rope.get('original_max_position_embeddings') if rope['rope_type'] == 'longrope' else None
+        limit = own or text_config.max_position_embeddings
+        if longest > limit:
+            raise ConfigError(
+                f'pack_to_max_length: the longest sample has {longest} tokens, and {text_config.model_type} with '
+                f'rope_type {rope["rope_type"]!r} moves the positions of a whole row that holds one of more than '
+                f'{limit}; set max_length={limit} or less, or pack_to_max_length=False'
+            )
 
 
 def check_isolation(

@@ -12,7 +12,7 @@ from torch import Tensor
 from vlmtune.data import Processor
 from vlmtune.engine.optim import unwrap
 from vlmtune.engine.state import rng_state, set_rng_state
-from vlmtune.models.isolation import check_isolation
+from vlmtune.models.isolation import check_isolation, check_positions
 from vlmtune.registry import HOOKS
 from vlmtune.structures import SampleKey
 
@@ -56,6 +56,11 @@ def _two_samples(loader: Any) -> list[Any]:
     return [SampleKey(0, int(i)) for i in (first, second)]
 
 
+def _longest(dataset: Any) -> int:
+    """Tokens of the longest sample; of a stream, of the longest that it lets through."""
+    return int(max(dataset.lengths)) if hasattr(dataset, 'lengths') else int(dataset.max_length)
+
+
 @HOOKS.register_module()
 class IsolationHook(Hook):
     """Stops a packed run whose samples see each other, before anything is learned.
@@ -70,7 +75,11 @@ class IsolationHook(Hook):
 
         Raises:
             TrainingError: the samples of a pack see each other.
+            ConfigError: one is so long that it would move the positions of the others.
         """
+        check_positions(
+            unwrap(runner.model).model.config.get_text_config(), longest=_longest(runner.train_dataloader.dataset)
+        )
         state = rng_state()
         loader, device = runner.train_dataloader, runner.strategy.device
         keys = _two_samples(loader)
