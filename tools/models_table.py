@@ -4,13 +4,16 @@
 """
 
 import ast
+import contextlib
+import io
 import json
+import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+import pytest
 
 from vlmtune.config import load_config
 from vlmtune.families import FAMILIES, Family
@@ -19,7 +22,6 @@ from vlmtune.utils.imports import import_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / 'docs' / 'models.md'
-ORIGINALS = ('tests/layouts', 'tests/apps/test_original.py')
 MARKS = ('<!-- {name}: written by tools/models_table.py -->\n', '<!-- end of {name} -->')
 
 
@@ -112,19 +114,40 @@ BOXES = {'unit': 'shares of 1', 'thousand': 'thousandths', 'resized_pixel': 'pix
 # ---- what there is
 
 
+class _Collected:
+    """A plugin of pytest that keeps the names of what is collected."""
+
+    names: tuple[str, ...] = ()
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.names = tuple(item.nodeid for item in session.items)
+
+
 def collect_tests() -> dict[str, set[str]]:
     """{file::function: the words in the names of its cases}, of all tests that show a claim."""
-    files = {f'tests/{test.partition("::")[0]}' for claim in CLAIMS for test in claim.tests}
-    arguments = ['--collect-only', '-q', '-p', 'no:cacheprovider', *sorted(files), *ORIGINALS]
-    command = [sys.executable, '-m', 'pytest', *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
-    if done.returncode != 0:
-        raise SystemExit(f'the tests cannot be collected:\n{done.stdout[-2000:]}{done.stderr[-2000:]}')
+    tests = [test for claim in CLAIMS for test in claim.tests]
+    tests += [test.format(layout=_module(dotted)) for test in ORIGINAL_CLAIMS.values() for dotted in _layouts()]
+    files = sorted({f'{ROOT}/tests/{test.partition("::")[0]}' for test in tests})
+    collected, told = _Collected(), io.StringIO()
+    options = ['--collect-only', '-q', '-p', 'no:cacheprovider', '-p', 'no:xdist', f'--rootdir={ROOT}']
+    with contextlib.redirect_stdout(told):  # here and not in a process of its own, which would import all once more
+        code = pytest.main([*options, *filter(os.path.exists, files)], plugins=[collected])
+    if code != pytest.ExitCode.OK:
+        raise SystemExit(f'the tests cannot be collected:\n{told.getvalue()[-2000:]}')
     found: dict[str, set[str]] = {}
-    for line in done.stdout.splitlines():
-        test, _, case = line.removeprefix('tests/').partition('[')
-        found.setdefault(test.strip(), set()).update(re.split(r'[-\]]', case))
+    for name in collected.names:
+        test, _, case = name.removeprefix('tests/').partition('[')
+        found.setdefault(test, set()).update(re.split(r'[-\]]', case))
     return found
+
+
+def _layouts() -> set[str]:
+    return {dotted for family in FAMILIES.values() for _, dotted in family.layouts}
+
+
+def _module(dotted: str) -> str:
+    """'vlmtune.layouts.points.POINTS' -> 'points'"""
+    return dotted.split('.')[-2]
 
 
 def recipes() -> dict[str, list[tuple[str, str]]]:
@@ -240,7 +263,7 @@ def originals(collected: dict[str, set[str]]) -> str:
 
 def is_original_shown(start: str, dotted: str, names: list[str], collected: dict[str, set[str]]) -> bool:
     """Whether a test begins so that belongs to the layout, by its file or its cases."""
-    begins = start.format(layout=dotted.split('.')[-2])
+    begins = start.format(layout=_module(dotted))
     return any(
         test.startswith(begins) and (begins != start or bool(words & set(names))) for test, words in collected.items()
     )

@@ -224,7 +224,7 @@ def _add_export_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         '--format',
         choices=('hf', 'original'),
-        dest='layout',
+        dest='file_format',
         help='hf (for Auto classes, where transformers has the family) or original (the files and names of the base)',
     )
 
@@ -238,7 +238,9 @@ def _add_verify(verbs: Any) -> None:
         '--dtype', choices=('float32', 'bfloat16', 'float16', 'auto'), default='float32', help='to compute in (float32)'
     )
     verb.add_argument('--device', choices=('cuda', 'cpu', 'auto'), default='auto')
-    verb.add_argument('--json', action='store_true', dest='as_json', help='print one JSON document')
+    verb.add_argument(
+        '--json', action='store_const', const='json', default='text', dest='output', help='print one JSON document'
+    )
 
 
 def _add_chat(verbs: Any) -> None:

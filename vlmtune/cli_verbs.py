@@ -125,14 +125,14 @@ def run_merge(arguments: argparse.Namespace) -> None:
 
 
 def _export_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ('max_shard_size', 'dtype', 'device', 'layout')
+    names = ('max_shard_size', 'dtype', 'device', 'file_format')
     return {name: getattr(arguments, name) for name in names}
 
 
 def run_verify_model(arguments: argparse.Namespace) -> None:
     from vlmtune.apps.verify_model import verify_model
 
-    verify_model(arguments.path, dtype=arguments.dtype, device=arguments.device, as_json=arguments.as_json)
+    verify_model(arguments.path, dtype=arguments.dtype, device=arguments.device, output=arguments.output)
 
 
 def run_chat(arguments: argparse.Namespace) -> None:

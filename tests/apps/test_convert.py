@@ -220,8 +220,8 @@ def test_wrong_options_are_refused(trained_run, tmp_path):
     run, out = trained_run('llama', **LORA), tmp_path / 'out'
     refused(run, out, ConfigError, 'float32, bfloat16, float16', dtype='int8')
     refused(run, out, ConfigError, '5GB', max_shard_size='five')
-    refused(run, out, ConfigError, 'no checkpoint in an original layout of llama', layout='original')
-    refused(run, out, ConfigError, 'hf or original', layout='gguf')
+    refused(run, out, ConfigError, 'no checkpoint in an original layout of llama', file_format='original')
+    refused(run, out, ConfigError, 'hf or original', file_format='gguf')
     refused(run, out, ConfigError, 'cpu, cuda or auto', device='tpu')
     refused(run, out, ConfigError, 'not found', config='nowhere/recipe.py')
 

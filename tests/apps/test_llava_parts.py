@@ -134,7 +134,7 @@ def test_the_files_beside_its_weights(flow: Flow, tmp_path: Path):
 
 def test_there_is_no_original_to_write(flow: Flow, tmp_path: Path):
     with pytest.raises(ConfigError, match='--format original'):
-        pth_to_hf(FIRST, str(flow.root / FIRST / 'iter_1.pth'), str(tmp_path / 'out'), layout='original')
+        pth_to_hf(FIRST, str(flow.root / FIRST / 'iter_1.pth'), str(tmp_path / 'out'), file_format='original')
     assert not (tmp_path / 'out').exists()
 
 

@@ -201,7 +201,7 @@ def test_missing_and_foreign_folders_are_refused(foreign_adapter, tmp_path):
     refused(base, tmp_path / 'none', tmp_path, CheckpointError, 'no adapter at')
     refused(base, base, tmp_path, CheckpointError, 'adapter_config.json')
     refused(base, adapter, tmp_path, CheckpointError, 'not empty', output='foreign')
-    refused(base, adapter, tmp_path, ConfigError, 'native to transformers', layout='original')
+    refused(base, adapter, tmp_path, ConfigError, 'has no original layout; write --format hf', file_format='original')
     refused(base, adapter, tmp_path, ConfigError, 'cpu, cuda or auto', device='tpu')
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from vlmtune.apps.convert import pth_to_hf
+from vlmtune.apps.export import choose_layout
 from vlmtune.apps.merge import merge
-from vlmtune.apps.original import template_to_write, write_original
+from vlmtune.apps.model_card import write_card
+from vlmtune.apps.original import changed_files, write_original
 from vlmtune.data import Processor
+from vlmtune.families import FAMILIES, find_family
 from vlmtune.layouts import find_layout, open_weights
 from vlmtune.models import load_model
 from vlmtune.testing import list_tiny_originals
@@ -59,7 +63,7 @@ def adapter(run, tmp_path_factory):
 @pytest.fixture(scope='module')
 def merged(internlm2, adapter, tmp_path_factory):
     folder = tmp_path_factory.mktemp('merged') / 'merged'
-    merge(str(internlm2), str(adapter), str(folder), device='cpu', layout='original')
+    merge(str(internlm2), str(adapter), str(folder), device='cpu', file_format='original')
     return folder
 
 
@@ -72,7 +76,7 @@ def test_what_was_not_trained_comes_back_bit_by_bit(internlm2, adapter, tmp_path
     path = tmp_path / 'adapter' / 'adapter_model.safetensors'
     zeros = {n: torch.zeros_like(t) if 'lora_B' in n else t for n, t in load_file(path).items()}
     save_file(zeros, path, {'format': 'pt'})
-    merge(str(internlm2), str(tmp_path / 'adapter'), str(tmp_path / 'merged'), device='cpu', layout='original')
+    merge(str(internlm2), str(tmp_path / 'adapter'), str(tmp_path / 'merged'), device='cpu', file_format='original')
     assert_same_files(internlm2, tmp_path / 'merged')
     old, new = tensors_of(internlm2), tensors_of(tmp_path / 'merged')
     assert {tensor.dtype for tensor in old.values()} == {torch.float32, torch.bfloat16}
@@ -91,7 +95,7 @@ def test_files_of_torch_save_become_safetensors_of_the_same_tensors(internlm2, a
         (base / file).unlink()
     (base / 'model.safetensors.index.json').unlink()
     (base / 'pytorch_model.bin.index.json').write_text(json.dumps({'metadata': {}, 'weight_map': places}))
-    merge(str(base), str(adapter), str(tmp_path / 'merged'), device='cpu', layout='original')
+    merge(str(base), str(adapter), str(tmp_path / 'merged'), device='cpu', file_format='original')
     index = json.loads((tmp_path / 'merged' / 'model.safetensors.index.json').read_text())
     assert index['weight_map'] == {
         n: p.replace('pytorch_', '').replace('.bin', '.safetensors') for n, p in places.items()
@@ -132,7 +136,7 @@ def test_the_same_adapter_merged_for_transformers(internlm2, run, adapter, merge
 
 def test_a_model_that_was_trained_in_full(internlm2, trained_run, tmp_path):
     run = trained_run('internlm2', base=internlm2, llm='full', embeddings='frozen')
-    pth_to_hf(run.config, run.checkpoint, str(tmp_path / 'original'), layout='original')
+    pth_to_hf(run.config, run.checkpoint, str(tmp_path / 'original'), file_format='original')
     assert_same_files(internlm2, tmp_path / 'original')
     old, new = tensors_of(internlm2), tensors_of(tmp_path / 'original')
     fused = new['model.layers.1.attention.wqkv.weight']
@@ -149,7 +153,7 @@ def test_a_model_that_was_trained_in_full(internlm2, trained_run, tmp_path):
 def test_a_quantised_adapter_is_merged_with_the_rounding_that_it_corrects(internlm2, trained_run, tmp_path):
     run = trained_run('internlm2', base=internlm2, quantization='nf4', **LORA)
     pth_to_hf(run.config, run.checkpoint, str(tmp_path / 'adapter'))
-    merge(str(internlm2), str(tmp_path / 'adapter'), str(tmp_path / 'merged'), device='cpu', layout='original')
+    merge(str(internlm2), str(tmp_path / 'adapter'), str(tmp_path / 'merged'), device='cpu', file_format='original')
     model, _ = load_model(str(tmp_path / 'merged'), dtype=torch.float32)
     want = run.logits()
     assert (run.logits(model) - want).abs().max() < ROUNDING * want.abs().max()
@@ -159,7 +163,7 @@ def test_a_quantised_adapter_is_merged_with_the_rounding_that_it_corrects(intern
 def test_every_family_comes_back_as_it_was_stored(name, trained_run, tmp_path):
     run = trained_run(name, **LORA)
     pth_to_hf(run.config, run.checkpoint, str(tmp_path / 'adapter'))
-    merge(run.base, str(tmp_path / 'adapter'), str(tmp_path / 'merged'), device='cpu', layout='original')
+    merge(run.base, str(tmp_path / 'adapter'), str(tmp_path / 'merged'), device='cpu', file_format='original')
     old, new = open_weights(Path(run.base)), open_weights(tmp_path / 'merged')
     assert [(n, w.shape, w.dtype) for n, w in old.items()] == [(n, w.shape, w.dtype) for n, w in new.items()]
     same = {name for name in old if torch.equal(old[name].read(), new[name].read())}
@@ -170,7 +174,7 @@ def test_every_family_comes_back_as_it_was_stored(name, trained_run, tmp_path):
     assert 'does not fit' in (tmp_path / 'adapter' / 'README.md').read_text()
     if family.model is not None:
         with pytest.raises(ConfigError, match='--format hf: transformers has no .*; write --format original'):
-            merge(run.base, str(tmp_path / 'adapter'), str(tmp_path / 'hf'), device='cpu', layout='hf')
+            merge(run.base, str(tmp_path / 'adapter'), str(tmp_path / 'hf'), device='cpu', file_format='hf')
 
 
 # ---- cards
@@ -196,26 +200,50 @@ def test_the_card_of_an_original_is_not_that_of_its_base(merged):
 def test_another_chat_template_is_written_and_told(internlm2, adapter, tmp_path, caplog):
     shutil.copytree(adapter, tmp_path / 'adapter')
     (tmp_path / 'adapter' / 'chat_template.jinja').write_text("{{ messages[0]['content'] }}")
-    merge(str(internlm2), str(tmp_path / 'adapter'), str(tmp_path / 'merged'), device='cpu', layout='original')
+    merge(str(internlm2), str(tmp_path / 'adapter'), str(tmp_path / 'merged'), device='cpu', file_format='original')
     assert (tmp_path / 'merged' / 'chat_template.jinja').read_text() == "{{ messages[0]['content'] }}"
     assert 'pass `chat_template.jinja`' in (tmp_path / 'merged' / 'README.md').read_text()
     assert 'trained with another chat template' in caplog.text
     assert Processor(str(tmp_path / 'merged')).tokenizer.chat_template == "{{ messages[0]['content'] }}"
 
 
-@pytest.mark.parametrize(
-    ('name', 'setting', 'told'),
-    [('points', {'max_pixels': 50176}, "'longest_edge': 50176"), ('minicpmv2', {'max_slice_nums': 2}, "_nums': 2")],
-)
-def test_other_image_settings_than_those_of_the_base_are_told(name, setting, told, tiny_model, tmp_path, caplog):
-    base = str(tiny_model(name))
+@pytest.mark.parametrize('older', [True, False])
+def test_the_image_limit_of_the_training_is_written_where_the_base_has_one(older, tiny_model, tmp_path):
+    base = shutil.copytree(tiny_model('points'), tmp_path / 'base')
+    path = base / 'preprocessor_config.json'
+    raw = json.loads(path.read_text())
+    if not older:
+        raw['size'] = {'shortest_edge': raw.pop('min_pixels'), 'longest_edge': raw.pop('max_pixels')}
+        path.write_text(json.dumps(raw))
+    model, _ = load_model(str(base))
+    Processor(str(base), image_processor={'max_pixels': 6272}).save(tmp_path / 'trained')
+    changed = changed_files(str(base), over=tmp_path / 'trained')
+    (tmp_path / 'out').mkdir()
+    layout = find_layout(str(base))
+    write_original(model, tmp_path / 'out', base=str(base), layout=layout, files=changed.files)
+    (raw if older else raw['size'])['max_pixels' if older else 'longest_edge'] = 6272
+    assert json.loads((tmp_path / 'out' / 'preprocessor_config.json').read_text()) == raw
+    limits = Processor(str(tmp_path / 'out')).image_processor.size
+    assert (limits['shortest_edge'], limits['longest_edge']) == (3136, 6272)
+    options = dict(family=find_family('points'), base=str(base), record=None, is_original=True)
+    write_card(tmp_path / 'out', 'merged', note=changed.note, **options)
+    assert (
+        '`preprocessor_config.json` is no copy: it has the image limits of the training'
+        in (tmp_path / 'out/README.md').read_text()
+    )
+
+
+def test_image_settings_that_the_files_of_the_base_cannot_say_are_told(tiny_model, tmp_path, caplog):
+    base = str(tiny_model('minicpmv2'))
     Processor(base).save(tmp_path / 'same')
-    assert template_to_write(base, over=tmp_path / 'same') is None
+    assert changed_files(base, over=tmp_path / 'same') == ({}, '')
     assert 'image settings' not in caplog.text
-    Processor(base, image_processor=setting).save(tmp_path / 'other')
-    assert template_to_write(base, over=tmp_path / 'other') is None
-    assert 'trained with the image settings' in caplog.text
-    assert told in caplog.text
+    Processor(base, image_processor={'max_slice_nums': 2}).save(tmp_path / 'other')
+    files, note = changed_files(base, over=tmp_path / 'other')
+    assert not files
+    for told in (caplog.text, note):
+        assert 'trained with the image settings' in told
+        assert "{'max_slice_nums': 2}" in told
 
 
 # ---- what cannot be written
@@ -223,7 +251,7 @@ def test_other_image_settings_than_those_of_the_base_are_told(name, setting, tol
 
 def refused(base, adapter, output, error, match, **options):
     with pytest.raises(error, match=match) as caught:
-        merge(str(base), str(adapter), str(output), device='cpu', layout='original', **options)
+        merge(str(base), str(adapter), str(output), device='cpu', file_format='original', **options)
     assert '\n' not in str(caught.value)
     assert not output.exists()
     assert not list(output.parent.glob(f'.{output.name}*'))
@@ -231,7 +259,16 @@ def refused(base, adapter, output, error, match, **options):
 
 def test_an_adapter_has_no_original_layout(run, tmp_path):
     with pytest.raises(ConfigError, match='holds an adapter, which does not fit .* --format original'):
-        pth_to_hf(run.config, run.checkpoint, str(tmp_path / 'x'), layout='original')
+        pth_to_hf(run.config, run.checkpoint, str(tmp_path / 'x'), file_format='original')
+
+
+@pytest.mark.parametrize('layouts', [(), FAMILIES['points'].layouts])
+def test_a_family_of_ours_whose_base_lies_as_our_class_writes_it(layouts, tiny_model):
+    family, base = replace(FAMILIES['points'], layouts=layouts), str(tiny_model('qwen2'))
+    assert choose_layout(None, base=base, family=family, dtype='float16') is None
+    for asked in ('hf', 'original'):
+        with pytest.raises(ConfigError, match=f'--format {asked}: .*; leave --format out'):
+            choose_layout(asked, base=base, family=family)
 
 
 def test_dtypes_are_those_of_the_base(internlm2, adapter, tmp_path):
@@ -254,7 +291,7 @@ def test_new_tokens_of_a_model_that_has_no_other_layout(tiny_model, tmp_path):
     processor.tokenizer.add_tokens(['<ref>'])
     processor.save(tmp_path / 'more')
     with pytest.raises(ConfigError, match=r'first: <ref>\).*; use the adapter unmerged, or train without new tokens'):
-        template_to_write(base, over=tmp_path / 'more')
+        changed_files(base, over=tmp_path / 'more')
 
 
 def test_a_head_of_its_own_where_the_base_has_none(tiny_model, tmp_path):
@@ -288,6 +325,6 @@ def test_the_hubs_cache_is_made_of_links(internlm2, adapter, tmp_path):
     for file in Path(internlm2).iterdir():
         shutil.copyfile(file, cache / 'blobs' / file.name)
         (base / file.name).symlink_to(Path('../../blobs') / file.name)
-    merge(str(base), str(adapter), str(tmp_path / 'merged'), device='cpu', layout='original')
+    merge(str(base), str(adapter), str(tmp_path / 'merged'), device='cpu', file_format='original')
     assert_same_files(internlm2, tmp_path / 'merged')
     assert not any(path.is_symlink() for path in (tmp_path / 'merged').iterdir())

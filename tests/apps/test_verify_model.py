@@ -43,7 +43,7 @@ def test_what_is_printed(tiny_model, capsys):
     assert 'none missing, unknown or of another shape' in out
     assert 'picture: 38 tokens, 9 of them of the image' in out
     assert 'warning: the loss on plain sentences is ' in out  # the weights are random
-    verify_model(str(path), device='cpu', as_json=True)
+    verify_model(str(path), device='cpu', output='json')
     found = json.loads(capsys.readouterr().out)
     assert [case['name'] for case in found['cases']] == ['text', 'picture', 'inverted picture']
     assert set(found['cases'][1]['inputs']) == {'input_ids', 'attention_mask', 'pixel_values'}
@@ -123,7 +123,7 @@ def test_an_original_that_lacks_a_weight(copy, capsys):
     change_weights(folder, lambda tensors: tensors.pop('model.layers.0.attention.wqkv.weight'))
     assert main(['verify-model', str(folder)]) == 1
     err = capsys.readouterr().err
-    assert 'error: the checkpoint is no InternLM2 as config.json describes it: 3 are missing' in err.splitlines()[-1]
+    assert f'error: the weights in {folder} are no InternLM2 as config.json describes it: 3 are' in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize('name', ['llama', 'internlm2'])

@@ -50,9 +50,16 @@ def test_what_the_tokenizer_knows_is_not_new(processor):
         ('<table>', r"new_tokens='<table>': expected a list of texts"),
         (['<a>', ' '], 'expected a list of texts'),
         (['<a>', 3], 'expected a list of texts'),
+        (None, 'new_tokens=None: expected a list of texts'),
         (['<|im_end|>'], r"'<\|im_end\|>' is a control token of this model, which texts cannot hold; rename it"),
     ],
 )
 def test_what_cannot_be_a_new_token(tokens, message, processor):
     with pytest.raises(ConfigError, match=message):
         processor('qwen2', new_tokens=tokens)
+
+
+@pytest.mark.parametrize('tokens', ['<ref>', ['<a>', ''], ['<a>', None], None])
+def test_what_cannot_be_a_control_token(tokens, processor):
+    with pytest.raises(ConfigError, match=r'^special_tokens=.*: expected a list of texts'):
+        processor('qwen2', special_tokens=tokens)

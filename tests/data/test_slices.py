@@ -11,7 +11,6 @@ from safetensors import safe_open
 from vlmtune.data import Processor
 from vlmtune.data.slices import SliceImageProcessor, plan_slices
 from vlmtune.structures import Conversation, ImagePart, ImageRef, ImageSize, Message, TextPart
-from vlmtune.utils.errors import ConfigError
 
 GOLDEN = Path(__file__).resolve().parents[1] / 'goldens' / 'minicpmv.safetensors'
 
@@ -85,9 +84,3 @@ def test_pixels_travel_as_bytes(processor: Processor):
     made = processor.image_bytes([image_of(120, 60)])
     assert made['pixel_bytes'].dtype == torch.uint8
     assert set(made) == {'pixel_bytes', 'pixel_affine', 'patch_grids'}
-
-
-@pytest.mark.parametrize('most', [0, -1])
-def test_an_image_has_one_view_at_least(tiny_model, most: int):
-    with pytest.raises(ConfigError, match=rf'max_slice_nums={most}: expected 1 .* or more'):
-        Processor(str(tiny_model('minicpmv2')), image_processor={'max_slice_nums': most})

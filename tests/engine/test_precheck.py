@@ -4,7 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
+from vlmtune.data import Processor
+from vlmtune.engine.precheck import check_new_tokens
 from vlmtune.utils.errors import ConfigError, UserError
 
 
@@ -47,6 +50,30 @@ def test_settings_are_checked_before_the_data(changes, message, run, tmp_path):
 def test_a_vision_cache_that_cannot_be_is_told_before_the_data(changes, message, run):
     with pytest.raises(ConfigError, match=message):
         run('cached', data_path='/no/data.json', **changes)
+
+
+@pytest.mark.parametrize('name', ['points', 'minicpmv2'])
+def test_new_tokens_that_no_export_could_write(name, tiny_model, caplog):
+    """An export of these families copies the tokenizer of the base."""
+    processor = Processor(str(tiny_model(name)), new_tokens=['<cell>'])
+
+    def check(llm):
+        check_new_tokens(
+            Config(dict(model=dict(tune=dict(llm=llm, embeddings='full', lm_head='full')))), processor=processor
+        )
+
+    with pytest.raises(ConfigError, match=r"^'<cell>' is new to .*: nothing could be exported; tune the llm by lora"):
+        check('full')
+    check('lora')
+    assert 'the adapter will work unmerged, but cannot be merged' in caplog.text
+
+
+@pytest.mark.parametrize('name', ['internvl_chat', 'qwen2_vl'])
+def test_new_tokens_that_an_export_can_write(name, tiny_model, caplog):
+    tune = dict(llm='full', embeddings='full', lm_head='full')
+    processor = Processor(str(tiny_model(name)), new_tokens=['<cell>'])
+    check_new_tokens(Config(dict(model=dict(tune=tune))), processor=processor)
+    assert 'merged' not in caplog.text
 
 
 def test_a_new_run_leaves_the_checkpoints_of_an_earlier_one_alone(run):

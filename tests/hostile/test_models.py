@@ -151,7 +151,7 @@ def test_weights_that_lie(name, model, adapter, refused, recipe, tmp_path):
         chat(str(model), prompt='hello')
     folder = shutil.copytree(adapter, tmp_path / 'adapter')
     (folder / 'adapter_model.safetensors').write_bytes(LIES[name])
-    with refused('cannot be read as a safetensors file', CheckpointError):
+    with refused('cannot be read as a safetensors file', ModelError):
         train(recipe(), work_dir=str(tmp_path / 'work'), overrides=dict(load_from=str(folder)))
 
 

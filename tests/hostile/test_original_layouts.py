@@ -34,6 +34,16 @@ def edit(path, key=None, **changes):
 # ---- config.json
 
 
+def test_parts_that_a_stranger_names_are_not_read(tiny_model, refused, tmp_path):
+    parts = dict(llm_name_or_path='/etc', visual_encoder_name_or_path='/etc')
+    llava = json.loads((tiny_model('llava') / 'config.json').read_text())
+    content = dict(model_type='llava_parts', parts=parts | dict(pretrained_pth='/dev/zero'), llava=llava)
+    (tmp_path / 'config.json').write_text(json.dumps(content))
+    for read in (load_model, Processor):
+        with refused('config.json.*llava_parts.*for itself', ModelError):
+            read(str(tmp_path))
+
+
 @pytest.mark.parametrize('name', list_tiny_originals())
 @pytest.mark.parametrize(
     ('key', 'value'),

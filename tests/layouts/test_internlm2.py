@@ -1,16 +1,19 @@
 """InternLM2 against the official code: goldens/make_internlm2.py says how the numbers were made."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from vlmtune.data import Processor
-from vlmtune.layouts import find_layout, native_view, open_weights, read_config, to_original
-from vlmtune.layouts.internlm2 import INTERNLM2, internlm2_text_config
+from vlmtune.families import FAMILIES
+from vlmtune.layouts import NameMap, find_layout, native_view, open_weights, read_config, to_original
+from vlmtune.layouts.internlm2 import INTERNLM2, internlm2_rules, internlm2_text_config
 from vlmtune.models.loading import build_outline, load_model
 from vlmtune.structures import Conversation, Message, TextPart
 from vlmtune.utils.errors import ModelError
@@ -20,7 +23,6 @@ GOLDENS = ('internlm2', 'internlm2_biased')
 CASES = ('english', 'chinese', 'several_turns', 'long')
 # The same operations in another order, in float32, on logits of size 5: measured 2e-6.
 TOLERANCE = 1e-5
-FIXTURES = sorted((TESTS / 'fixtures' / 'layouts').glob('internlm2*.json'))
 
 
 class Golden:
@@ -116,37 +118,11 @@ def test_a_folder_with_the_fast_tokenizer_alone(own: Golden, tmp_path: Path):
 # ---- real models
 
 
-@pytest.mark.parametrize('path', FIXTURES, ids=lambda path: path.stem)
-def test_every_weight_of_a_real_model_has_its_place(path: Path):
-    """Shapes alone, both ways: each of theirs is one or more of ours, and together they are all of ours."""
-    fixture = json.loads(path.read_text(encoding='utf-8'))
-    config = INTERNLM2.read_config(fixture['config'])
-    expected = {name: tuple(tensor.shape) for name, tensor in build_outline(config).state_dict().items()}
-    names = INTERNLM2.name_map(config)
-    found: dict[str, tuple[int, ...]] = {}
-    for pattern, (dtype, shape) in fixture['tensors'].items():
-        assert dtype == 'BF16'
-        for original in expand(pattern):
-            match = names.match(original)
-            assert match is not None, original
-            parts = match.split(torch.empty(shape, device='meta'))
-            found |= {name: tuple(part.shape) for name, part in zip(match.native, parts, strict=True)}
-            assert tuple(match.join(list(parts)).shape) == tuple(shape)
-    assert found == expected
-
-
-def expand(pattern: str) -> list[str]:
-    """'a.{0..2}.b' -> 'a.0.b', 'a.1.b', 'a.2.b'."""
-    head, brace, rest = pattern.partition('{')
-    if not brace:
-        return [pattern]
-    numbers, _, tail = rest.partition('}')
-    first, last = map(int, numbers.split('..'))
-    return [f'{head}{i}{tail}' for i in range(first, last + 1)]
-
-
-def test_there_are_fixtures():
-    assert len(FIXTURES) >= 4
+@pytest.mark.parametrize(
+    'name', ['internlm2-chat-1_8b', 'internlm2-chat-7b', 'internlm2-chat-20b', 'internlm2_5-7b-chat']
+)
+def test_every_weight_of_a_real_model_has_its_place(name: str, check_real_model: Callable[..., None]):
+    check_real_model(INTERNLM2, name)
 
 
 # ---- what is refused
@@ -198,3 +174,14 @@ def test_the_first_and_the_third_generation_are_refused(model_type: str, own: Go
     own.write('config.json', {**own.note['config'], 'model_type': model_type})
     with pytest.raises(ModelError, match=rf"model type '{model_type}' is not supported, the nearest is 'internlm2'"):
         load_model(str(own.folder))
+
+
+@pytest.mark.parametrize(
+    'model_type', [f.model_type for f in FAMILIES.values() if f.auto_class == 'causal_lm' and f.packing]
+)
+def test_its_names_are_none_of_another_language_model(model_type: str):
+    """So picture models can have its rules beside the plain ones, whatever their language model is."""
+    config = AutoConfig.for_model(model_type, num_hidden_layers=2)
+    names = NameMap(internlm2_rules(config))
+    matches = {name: match.native for name in build_outline(config).state_dict() if (match := names.match(name))}
+    assert all(native == (name,) for name, native in matches.items())

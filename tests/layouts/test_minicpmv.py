@@ -1,7 +1,7 @@
 """MiniCPM-V 2.0 against the official code: goldens/make_minicpmv.py says how the numbers were made."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from vlmtune.data import Processor
 from vlmtune.layouts import open_weights, read_config, to_original
 from vlmtune.layouts.minicpmv import MINICPMV
-from vlmtune.models.loading import build_outline, load_model
+from vlmtune.models.loading import load_model
 from vlmtune.structures import Conversation, ImagePart, ImageRef, ImageSize, Message, TextPart
 from vlmtune.utils.errors import DataError, ModelError
 
@@ -185,32 +185,12 @@ def test_images_that_the_processor_did_not_make_are_refused(golden: Golden, proc
 # ---- the real model
 
 
-def test_every_weight_of_the_real_model_has_its_place():
-    """Shapes alone, both ways: each of theirs is one or more of ours, and together they are all of ours."""
+def test_every_weight_of_the_real_model_has_its_place(
+    check_real_model: Callable[..., None], unfolded: Callable[..., Any]
+):
+    check_real_model(MINICPMV, 'minicpmv_2')
     fixture = json.loads((TESTS / 'fixtures' / 'layouts' / 'minicpmv_2.json').read_text(encoding='utf-8'))
-    config = MINICPMV.read_config(fixture['config'])
-    expected = {name: tuple(tensor.shape) for name, tensor in build_outline(config).state_dict().items()}
-    names = MINICPMV.name_map(config)
-    found: dict[str, tuple[int, ...]] = {}
-    originals = [(name, shape) for pattern, (_, shape) in fixture['tensors'].items() for name in expand(pattern)]
-    assert len(originals) == 694  # as many as its index names
-    for original, shape in originals:
-        match = names.match(original)
-        assert match is not None, original
-        parts = match.split(torch.empty(shape, device='meta'))
-        found |= {name: tuple(part.shape) for name, part in zip(match.native, parts, strict=True)}
-        assert tuple(match.join(list(parts)).shape) == tuple(shape)
-    assert found == expected
-
-
-def expand(pattern: str) -> list[str]:
-    """'a.{0..2}.b' -> 'a.0.b', 'a.1.b', 'a.2.b'."""
-    head, brace, rest = pattern.partition('{')
-    if not brace:
-        return [pattern]
-    numbers, _, tail = rest.partition('}')
-    first, last = map(int, numbers.split('..'))
-    return [f'{head}{i}{tail}' for i in range(first, last + 1)]
+    assert len(unfolded(fixture['tensors'])) == 694  # as many as its index names
 
 
 def test_the_settings_of_the_real_model():
@@ -249,7 +229,9 @@ def test_other_versions_are_refused(own: Golden, change: dict[str, Any], message
 def test_a_tokenizer_without_the_marks_of_images(own: Golden, tiny_model):
     (own.folder / 'tokenizer.model').write_bytes((tiny_model('internlm2') / 'tokenizer.model').read_bytes())
     own.write('tokenizer_config.json', {})
-    with pytest.raises(ModelError, match=r'tokenizer\.model lacks the token <image>, which MiniCPM-V 2\.0 shows'):
+    with pytest.raises(
+        ModelError, match=r'tokenizer\.model, .* lacks 4 special tokens of minicpmv2 \(first: </image>\)'
+    ):
         Processor(str(own.folder))
 
 

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from vlmtune.layouts import Fused, NameMap, Rename
+from vlmtune.layouts import NameMap, Rule, rename
 
 RULES = (
-    Rename('llm.layers.{i}.wo.{leaf}', 'model.layers.{i}.o_proj.{leaf}'),
-    Fused(
+    rename('llm.layers.{i}.wo.{leaf}', 'model.layers.{i}.o_proj.{leaf}'),
+    Rule(
         'llm.layers.{i}.wkv.weight',
         ('model.layers.{i}.k.weight', 'model.layers.{i}.v.weight'),
         lambda tensor: tensor.chunk(2),
@@ -18,18 +18,18 @@ def test_a_name_and_its_holes_are_carried_over():
     match = NameMap(RULES).match('llm.layers.12.wo.weight')
     assert match.native == ('model.layers.12.o_proj.weight',)
     tensor = torch.ones(2)
-    assert match.split(tensor) == (tensor,)
-    assert match.join([tensor]) is tensor
+    assert match.rule.split(tensor) == (tensor,)
+    assert match.rule.join([tensor]) is tensor
 
 
 def test_a_fused_tensor_comes_apart_and_together():
     match = NameMap(RULES).match('llm.layers.3.wkv.weight')
     assert match.native == ('model.layers.3.k.weight', 'model.layers.3.v.weight')
     tensor = torch.arange(8.0).view(4, 2)
-    key, value = match.split(tensor)
+    key, value = match.rule.split(tensor)
     assert torch.equal(key, tensor[:2])
     assert torch.equal(value, tensor[2:])
-    assert torch.equal(match.join([key, value]), tensor)
+    assert torch.equal(match.rule.join([key, value]), tensor)
 
 
 @pytest.mark.parametrize(
@@ -47,13 +47,13 @@ def test_names_that_no_rule_knows(name):
 
 
 def test_the_first_rule_that_fits_wins():
-    names = NameMap((Rename('a.b.{rest}', 'first.{rest}'), Rename('a.{rest}', 'second.{rest}')))
+    names = NameMap((rename('a.b.{rest}', 'first.{rest}'), rename('a.{rest}', 'second.{rest}')))
     assert names.match('a.b.c').native == ('first.c',)
     assert names.match('a.c.b').native == ('second.c.b',)
 
 
 def test_a_hole_that_stands_twice_is_the_same_twice():
-    names = NameMap((Rename('blocks.{i}.part.{i}', 'parts.{i}'),))
+    names = NameMap((rename('blocks.{i}.part.{i}', 'parts.{i}'),))
     assert names.match('blocks.4.part.4').native == ('parts.4',)
     assert names.match('blocks.4.part.5') is None
 

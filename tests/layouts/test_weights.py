@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vlmtune.layouts import Fused, Layout, Rename, Weight, open_weights, to_native, to_original
+from vlmtune.layouts import Layout, Rule, Weight, open_weights, rename, to_native, to_original
 from vlmtune.utils.errors import CheckpointError, ModelError
 
 LAYOUT = Layout(
@@ -16,9 +16,9 @@ LAYOUT = Layout(
     read_config=lambda raw: None,
     write_processor_files=lambda source, target: None,
     rules=lambda config: (
-        Rename('emb.weight', 'embed.weight'),
-        Rename('out.weight', 'head.weight'),
-        Fused('{i}.kv', ('{i}.k', '{i}.v'), lambda t: t.split([1, t.shape[0] - 1]), torch.cat),
+        rename('emb.weight', 'embed.weight'),
+        rename('out.weight', 'head.weight'),
+        Rule('{i}.kv', ('{i}.k', '{i}.v'), lambda t: t.split([1, t.shape[0] - 1]), torch.cat),
     ),
     kept=('{i}.inv_freq',),
 )
@@ -113,11 +113,11 @@ def test_the_original_becomes_the_native_model_and_goes_back_bit_by_bit(weights)
     assert all(torch.equal(back[name], t) and back[name].dtype == t.dtype for name, t in TENSORS.items())
 
 
-def test_weights_that_are_missing_or_unknown_are_named(weights):
+def test_weights_that_are_missing_or_unknown_are_named(weights, tmp_path):
     renamed = {('1.kv' if name == '0.kv' else name): weight for name, weight in weights.items()}
     message = (
-        r'is no made-up layout as config\.json describes it: 1 weights are unknown \(first: 1\.kv\) and '
-        r'2 are missing \(first, by the name here: 0\.k\)'
+        rf'the weights in {tmp_path} are no made-up layout as config\.json describes it: '
+        r'1 weights are unknown \(first: 1\.kv\) and 2 are missing \(first, by the name here: 0\.k\)'
     )
     with pytest.raises(ModelError, match=message):
         native(renamed)

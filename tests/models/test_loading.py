@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vlmtune.models import load_model
-from vlmtune.models.strict import load_strict
 from vlmtune.utils.errors import ModelError
 
 NORM = 'model.layers.1.input_layernorm.weight'
@@ -45,13 +44,4 @@ def test_a_weight_too_many_is_none_of_the_models(changed):
     folder = changed(lambda tensors: tensors.update({'model.layers.1.table': torch.ones(2)}))
     load_model(folder)
     with pytest.raises(ModelError, match=r'1 weights are unknown \(first: model.layers.1.table\)'):
-        load_strict(folder)
-
-
-@pytest.mark.parametrize('name', ['llama', 'internlm2'])
-def test_strict_loading_gives_the_same_model(name, tiny_model):
-    strict, usual = load_strict(str(tiny_model(name))), load_model(str(tiny_model(name)), dtype=torch.float32)[0]
-    assert strict.dtype == torch.float32
-    for ours, theirs in zip(strict.state_dict().items(), usual.state_dict().items(), strict=True):
-        assert ours[0] == theirs[0]
-        assert torch.equal(ours[1], theirs[1])
+        load_model(folder, refuse_unknown=True)

@@ -26,7 +26,7 @@ from vlmtune.apps.export import (
 )
 from vlmtune.apps.merge import merge
 from vlmtune.apps.model_card import Kind, write_card
-from vlmtune.apps.original import template_to_write, write_original
+from vlmtune.apps.original import changed_files, write_original
 from vlmtune.apps.record import ExportRecord, write_record
 from vlmtune.apps.trained import Base, Trained, check_fit, read_base, read_trained, vocabulary_rows
 from vlmtune.config import load_config
@@ -45,7 +45,7 @@ def pth_to_hf(
     max_shard_size: str = '5GB',
     dtype: str | None = None,
     device: str = 'auto',
-    layout: str | None = None,
+    file_format: str | None = None,
 ) -> None:
     """Write what a checkpoint holds as a PEFT adapter (if a part was tuned by LoRA) or as a full model.
 
@@ -60,9 +60,9 @@ def pth_to_hf(
         max_shard_size: of one file of a full model.
         dtype: of the written weights: 'float32', 'bfloat16', 'float16'. None keeps the base model's for a full model,
             and the float32 of training for an adapter, which is small.
-        device: 'cpu', 'cuda', 'auto'; nothing is computed here, so it changes nothing.
-        layout: of a full model: 'hf', or 'original' for the files, names, shapes and dtypes of the base; None is 'hf'
-            where transformers has the family, else 'original'. An adapter has the one form that PEFT gives it.
+        device: 'cpu', 'cuda', 'auto': where the adapter of a LLaVA from parts is merged; nothing else is computed.
+        file_format: of a full model: 'hf', or 'original' for the files, names, shapes and dtypes of the base; None is
+            'hf' where transformers has the family, else that of the base. An adapter has the one form of PEFT.
 
     Raises:
         UserError: anything that the user can mend; nothing is written then.
@@ -76,7 +76,7 @@ def pth_to_hf(
     source = _base_path(trained, fallback=cfg.get('model') or {})
     base = read_base(find_source(source))
     is_adapter = trained.adapter_config is not None
-    chosen = _choose_layout(layout, base=base, is_adapter=is_adapter, dtype=dtype)
+    chosen = _choose_layout(file_format, base=base, is_adapter=is_adapter, dtype=dtype)
     target_dtype = parse_export_dtype(dtype, base=base.config)
     check_fit(trained, base=base)
     record = _record(trained, base=base, config=config)
@@ -85,6 +85,7 @@ def pth_to_hf(
             _write_adapter(trained, Path(folder), base=base, record=record)
             merge(base.name_or_path, folder, output, max_shard_size=max_shard_size, dtype=dtype, device=device)
         return
+    note = ''
     with new_folder(target) as staging:
         if is_adapter:
             _write_adapter(trained, staging, base=base, record=record, dtype=None if dtype is None else target_dtype)
@@ -93,9 +94,10 @@ def pth_to_hf(
             model = _trained_model(trained, base=base, dtype=target_dtype)
             save_model(model, staging, base=base.name_or_path, max_shard_size=max_shard_size)
         else:
-            _write_original(trained, staging, base=base, layout=chosen, dtype=target_dtype)
+            note = _write_original(trained, staging, base=base, layout=chosen, dtype=target_dtype)
         kind: Kind = 'adapter' if is_adapter else 'full'
-        write_card(staging, kind, family=base.family, base=base.name_or_path, record=record, is_original=bool(chosen))
+        shown: dict[str, Any] = dict(family=base.family, base=base.name_or_path, record=record, note=note)
+        write_card(staging, kind, is_original=bool(chosen), **shown)
     logger.info('wrote %s to %s', 'a PEFT adapter' if is_adapter else 'a full model', target)
 
 
@@ -163,11 +165,12 @@ def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor if dtype is None else tensor.to(dtype)
 
 
-def _write_original(trained: Trained, folder: Path, *, base: Base, layout: Layout, dtype: torch.dtype) -> None:
+def _write_original(trained: Trained, folder: Path, *, base: Base, layout: Layout, dtype: torch.dtype) -> str:
     rows = vocabulary_rows(trained, base=base)
-    template = template_to_write(base.name_or_path, over=trained.processor_files, rows=rows)
+    changed = changed_files(base.name_or_path, over=trained.processor_files, rows=rows)
     model = _trained_model(trained, base=base, dtype=dtype)
-    write_original(model, folder, base=base.name_or_path, layout=layout, template=template)
+    write_original(model, folder, base=base.name_or_path, layout=layout, files=changed.files)
+    return changed.note
 
 
 def _trained_model(trained: Trained, *, base: Base, dtype: torch.dtype) -> PreTrainedModel:

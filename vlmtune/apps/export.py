@@ -17,11 +17,11 @@ from vlmtune.data.processor_files import JOINT_FILE
 from vlmtune.evaluation import stop_tokens
 from vlmtune.families import Family
 from vlmtune.layouts import Layout, find_layout, read_config
+from vlmtune.models.loading import DTYPES
 from vlmtune.utils.errors import CheckpointError, ConfigError
 from vlmtune.utils.imports import import_name, imports_refused
 from vlmtune.utils.pretrained import read_source_json
 
-EXPORT_DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 _SIZE = re.compile(r'\d+(\.\d+)?[KMGT]i?B', re.IGNORECASE)
 _TEXT_FILES = (
     'tokenizer_config.json',
@@ -34,8 +34,8 @@ _TEXT_FILES = (
     'chat_template.jinja',
     'chat_template.json',
 )
-_IMAGE_FILE = 'preprocessor_config.json'
-_IMAGE_FILES = (_IMAGE_FILE, JOINT_FILE, 'video_preprocessor_config.json')
+IMAGE_FILE = 'preprocessor_config.json'
+_IMAGE_FILES = (IMAGE_FILE, JOINT_FILE, 'video_preprocessor_config.json')
 _GENERATION_FILE = 'generation_config.json'
 
 
@@ -50,9 +50,9 @@ def parse_export_dtype(name: str | None, *, base: PreTrainedConfig) -> torch.dty
     """
     if name is None:
         return base_dtype(base)
-    if name not in EXPORT_DTYPES:
-        raise ConfigError(f'--dtype {name}: expected one of {", ".join(EXPORT_DTYPES)}')
-    return EXPORT_DTYPES[name]
+    if name not in DTYPES:
+        raise ConfigError(f'--dtype {name}: expected one of {", ".join(DTYPES)}')
+    return DTYPES[name]
 
 
 def base_dtype(config: PreTrainedConfig) -> torch.dtype:
@@ -72,10 +72,10 @@ def check_shard_size(size: str) -> None:
 
 
 def choose_layout(asked: str | None, *, base: str, family: Family, dtype: str | None = None) -> Layout | None:
-    """The layout to write a model in; None is that of transformers.
+    """The layout to write a model in; None is that of transformers, or of our class where it has no such model.
 
     Args:
-        asked: 'hf', 'original', or None for 'hf' where transformers has the family, else 'original'.
+        asked: 'hf', 'original', or None for 'hf' where transformers has the family, else that of the base.
         base: folder or hub id of the base model.
         family: of the base model.
         dtype: of the weights if one was asked for.
@@ -90,18 +90,19 @@ def choose_layout(asked: str | None, *, base: str, family: Family, dtype: str | 
     originals = [name for name, dotted in family.layouts if import_name(dotted).open_weights is None]
     if layout is not None and layout.open_weights is not None:
         layout = None
+    # A class of ours whose base lies as it writes it has one form only, under neither name.
     if asked == 'hf' and not is_native:
-        raise ConfigError(f'--format hf: transformers has no {family.model_type}; write --format original')
+        way_out = 'leave --format out' if layout is None else 'write --format original'
+        raise ConfigError(f'--format hf: transformers has no {family.model_type}; {way_out}')
     if asked == 'original' and layout is None:
+        way_out = 'write --format hf' if is_native else 'leave --format out'
         if not originals:
-            raise ConfigError(
-                f'--format original: {family.model_type} is native to transformers and has no other layout'
-            )
+            raise ConfigError(f'--format original: {family.model_type} has no original layout; {way_out}')
         raise ConfigError(
             f'--format original: {base} is no checkpoint in an original layout of {family.model_type} '
-            f'({", ".join(originals)}), whose files could be copied; write --format hf'
+            f'({", ".join(originals)}), whose files could be copied; {way_out}'
         )
-    if asked == 'hf' or (asked is None and is_native):
+    if layout is None or asked == 'hf' or (asked is None and is_native):
         return None
     if dtype is not None:
         raise ConfigError(f'--dtype {dtype}: --format original keeps the dtype of every weight of {base}; leave it out')
@@ -159,7 +160,7 @@ def overlay_processor_files(source: Path, target: Path) -> None:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
     joint = read_source_json(str(target), JOINT_FILE) or {}
-    if 'image_processor' in joint and (source / _IMAGE_FILE).is_file() and not (source / JOINT_FILE).is_file():
+    if 'image_processor' in joint and (source / IMAGE_FILE).is_file() and not (source / JOINT_FILE).is_file():
         del joint['image_processor']  # the newer way to write the same thing; it would win over the file of the source
         (target / JOINT_FILE).write_text(json.dumps(joint, indent=2) + '\n', 'utf-8')
 

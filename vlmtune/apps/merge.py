@@ -21,7 +21,7 @@ from vlmtune.apps.export import (
     write_processor_files,
 )
 from vlmtune.apps.model_card import write_card
-from vlmtune.apps.original import template_to_write, write_original
+from vlmtune.apps.original import Changed, changed_files, write_original
 from vlmtune.apps.record import ExportRecord, read_record
 from vlmtune.families import find_family
 from vlmtune.layouts import read_config
@@ -43,7 +43,7 @@ def merge(
     max_shard_size: str = '5GB',
     dtype: str | None = None,
     device: str = 'auto',
-    layout: str | None = None,
+    file_format: str | None = None,
 ) -> None:
     """Write ``base`` with ``adapter`` merged into its weights, as plain Auto classes load it.
 
@@ -57,8 +57,8 @@ def merge(
         max_shard_size: of one file.
         dtype: of the written weights; None keeps the base model's. Updates are added in float32 and cast once.
         device: where updates are computed: 'cpu', 'cuda', or 'auto' (a GPU if there is one).
-        layout: 'hf', or 'original' for the files, names, shapes and dtypes of the base; None is 'hf' where transformers
-            has the family, else 'original'.
+        file_format: 'hf', or 'original' for the files, names, shapes and dtypes of the base; None is 'hf' where
+            transformers has the family, else that of the base.
 
     Raises:
         UserError: anything that the user can mend; nothing is written then.
@@ -68,15 +68,15 @@ def merge(
     where = _merge_device(device)
     config = read_config(base)
     family = find_family(config.model_type)
-    chosen = choose_layout(layout, base=base, family=family, dtype=dtype)
+    chosen = choose_layout(file_format, base=base, family=family, dtype=dtype)
     target_dtype = parse_export_dtype(dtype, base=config)
     source = find_adapter(adapter)
     record = read_record(source)
     if record is not None and record.family != family.model_type:
         raise CheckpointError(f'{adapter} was trained on a {record.family} model, but {base} is a {family.model_type}')
-    template = None
+    changed = Changed()
     if chosen is not None:
-        template = template_to_write(base, over=source, rows=record.vocab_size if record else None)
+        changed = changed_files(base, over=source, rows=record.vocab_size if record else None)
     adapted = _adapted_model(base, source, record=record, own_dtype=base_dtype(config), device=where)
     model = merge_adapter(adapted, dtype=target_dtype, device=where)
     with new_folder(target) as folder:
@@ -84,8 +84,11 @@ def merge(
             write_processor_files(base, over=source, folder=folder)
             save_model(model, folder, base=base, max_shard_size=max_shard_size)
         else:
-            write_original(model, folder, base=base, layout=chosen, template=template)
-        write_card(folder, 'merged', family=family, base=base, record=record, is_original=chosen is not None)
+            write_original(model, folder, base=base, layout=chosen, files=changed.files)
+        is_original = chosen is not None
+        write_card(
+            folder, 'merged', family=family, base=base, record=record, is_original=is_original, note=changed.note
+        )
     logger.info('wrote the merged model to %s', target)
 
 

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from vlmtune import __version__
 from vlmtune.apps.record import ExportRecord
 from vlmtune.families import Family
-from vlmtune.layouts import Fused, Layout, find_layout, read_config
+from vlmtune.layouts import Layout, find_layout, open_weights, read_config
 from vlmtune.layouts.view import TEMPLATE_FILE
 from vlmtune.utils.pretrained import find_folder, read_source_json
 
@@ -30,6 +30,7 @@ class ModelCard:
         base_layout: of the base model; None is that of transformers.
         is_original: written in the layout of the base.
         fused: names that one weight of the base has where the trained model has several.
+        note: of an original: sentences about files that are no copies.
         own_template: it was trained with another chat template than that of the base.
         parts: folders or hub ids of the models that the base was put together of.
     """
@@ -42,6 +43,7 @@ class ModelCard:
     is_original: bool = False
     fused: tuple[str, ...] = ()
     own_template: bool = False
+    note: str = ''
     parts: tuple[str, ...] = ()
 
     def text(self) -> str:
@@ -156,8 +158,8 @@ class ModelCard:
         return (
             f'This is `{self._base_name}` with other weights: all other files are copies, and names, shapes and dtypes '
             'of the weights are the same. What loads the one loads the other: the code that comes with it, and the '
-            f'engines that know it.{template if self.own_template else ""}\n\n`vlmtune chat {_HERE}` answers without '
-            f'running that code.{serving}'
+            f'engines that know it.{self.note}{template if self.own_template else ""}\n\n`vlmtune chat {_HERE}` '
+            f'answers without running that code.{serving}'
         )
 
     @property
@@ -181,16 +183,27 @@ def _template(folder: Path) -> bytes | None:
     return file.read_bytes() if file.is_file() else None
 
 
+def _fused_names(base: str, layout: Layout) -> tuple[str, ...]:
+    """What the base calls its weights that are several of the trained model, without their places in it."""
+    names = layout.name_map(read_config(base))
+    matches = map(names.match, (layout.open_weights or open_weights)(find_folder(base)))
+    rules = dict.fromkeys(match.rule for match in matches if match is not None and len(match.native) > 1)
+    return tuple(dict.fromkeys([*filter(None, _HOLE.split(rule.original))][-1] for rule in rules))
+
+
 def write_card(
-    folder: Path, kind: Kind, *, family: Family, base: str, record: ExportRecord | None, is_original: bool = False
+    folder: Path,
+    kind: Kind,
+    *,
+    family: Family,
+    base: str,
+    record: ExportRecord | None,
+    is_original: bool = False,
+    note: str = '',
 ) -> None:
     """Write ``README.md`` of an export into a folder that has all other files."""
     layout = find_layout(base)
     parts = (read_source_json(base, 'config.json') or {}).get('parts', {})
-    fused: list[str] = []
-    if layout is not None:
-        rules = layout.rules(read_config(base))
-        fused = [list(filter(None, _HOLE.split(rule.original)))[-1] for rule in rules if isinstance(rule, Fused)]
     chosen = ('llm_name_or_path', 'visual_encoder_name_or_path')
     card = ModelCard(
         kind,
@@ -199,7 +212,8 @@ def write_card(
         record,
         base_layout=layout,
         is_original=is_original,
-        fused=tuple(dict.fromkeys(fused)),
+        fused=() if layout is None else _fused_names(base, layout),
+        note=note,
         own_template=is_original and _template(folder) != _template(find_folder(base)),
         parts=tuple(str(parts[name]) for name in chosen if name in parts),
     )

@@ -6,31 +6,48 @@ import shutil
 from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vlmtune.apps.export import load_processor
+from vlmtune.apps.export import IMAGE_FILE, load_processor
 from vlmtune.data import Processor
 from vlmtune.layouts import Layout, Weight, open_weights, to_original
 from vlmtune.layouts.view import TEMPLATE_FILE
 from vlmtune.layouts.weights import INDEX_FILES
 from vlmtune.utils.errors import CheckpointError, ConfigError, ModelError
-from vlmtune.utils.pretrained import find_folder
+from vlmtune.utils.pretrained import find_folder, read_source_json
 from vlmtune.utils.tensor_file import TensorLayout, write_tensors
 
 logger = logging.getLogger(__name__)
 
 _WEIGHTS = ('.safetensors', '.bin', '.pt', '.pth', '.ckpt', '.h5', '.msgpack', '.gguf', '.onnx')
 _NOT_COPIED = ('README.md', *INDEX_FILES)
+_LIMITS = {
+    'max_pixels': 'longest_edge',
+    'min_pixels': 'shortest_edge',
+}  # of preprocessor_config.json, in its older form
 
 
-def template_to_write(base: str, *, over: Path, rows: int | None = None) -> str | None:
-    """The chat template that a model was trained with, if it is not that of its base; else None.
+class Changed(NamedTuple):
+    """What an export has besides the files of its base.
 
-    Other image settings than those of the base are warned of: the export cannot say them.
+    Attributes:
+        files: {name: text} of those that are written anew.
+        note: sentences for the model card; '' where there is nothing to say.
+    """
+
+    files: Mapping[str, str] = {}
+    note: str = ''
+
+
+def changed_files(base: str, *, over: Path, rows: int | None = None) -> Changed:
+    """The chat template and the image limits that a model was trained with, where they are not those of its base.
+
+    Other image settings are warned of: they stand in config.json or in code, which are copied.
 
     Args:
         base: folder or hub id of the original.
@@ -41,7 +58,6 @@ def template_to_write(base: str, *, over: Path, rows: int | None = None) -> str 
         ConfigError: tokens were added; the files of the base cannot describe them.
     """
     processor, plain = load_processor(base, over=over), Processor(base)
-    _tell_image_settings(base, trained=processor, own=plain)
     trained, own = processor.tokenizer, plain.tokenizer
     added = sorted(set(trained.get_vocab()) - set(own.get_vocab()))
     if added or rows:
@@ -52,28 +68,47 @@ def template_to_write(base: str, *, over: Path, rows: int | None = None) -> str 
         raise ConfigError(
             f'--format original: {what}, but config.json and tokenizer of {base} are copied unchanged; {way_out}'
         )
+    files, note = _changed_images(base, trained=processor.image_processor, own=plain.image_processor)
     template = trained.chat_template
-    return template if isinstance(template, str) and template != own.chat_template else None
+    if isinstance(template, str) and template != own.chat_template:
+        logger.warning('trained with another chat template than that of %s: it is in %s', base, TEMPLATE_FILE)
+        files[TEMPLATE_FILE] = template
+    return Changed(files, note)
 
 
-def _tell_image_settings(base: str, *, trained: Processor, own: Processor) -> None:
-    """Warn where images were cut or scaled otherwise in training than the files of the base say."""
-    if trained.image_processor is None or own.image_processor is None:
-        return
-    here, there = trained.image_processor.to_dict(), own.image_processor.to_dict()
+def _changed_images(base: str, *, trained: Any, own: Any) -> tuple[dict[str, str], str]:
+    """``preprocessor_config.json`` with the limits of the training if they are keys of it, and what to say."""
+    here, there = ({} if images is None else images.to_dict() for images in (trained, own))
     changed = {name: here[name] for name in sorted(set(here) & set(there)) if here[name] != there[name]}
+    files, note = {}, ''
+    raw = read_source_json(base, IMAGE_FILE) or {}
+    if 'size' in changed and _set_limits(raw, changed['size']):
+        del changed['size']
+        files[IMAGE_FILE] = json.dumps(raw, indent=2, ensure_ascii=False) + '\n'
+        note = f' `{IMAGE_FILE}` is no copy: it has the image limits of the training.'
     if changed:
-        logger.warning(
-            'trained with the image settings %s, but the files of %s are copied unchanged and say %s: set those of the '
-            'training in what runs the model',
-            changed,
-            base,
-            {name: there[name] for name in changed},
+        told = (
+            f'trained with the image settings {changed}, but its files say { {name: there[name] for name in changed} }'
         )
+        told += ', as they are those of its base: set those of the training in what runs it'
+        logger.warning('the model was %s', told)
+        note += f' It was {told}.'
+    return files, note
+
+
+def _set_limits(raw: dict[str, Any], size: Mapping[str, Any]) -> bool:
+    """Whether the limits are keys of a ``preprocessor_config.json``, by their older or newer names; they are set."""
+    found = set()
+    for old, new in _LIMITS.items():
+        for place, key in ((raw, old), (raw.get('size'), new)):
+            if isinstance(place, dict) and place.get(key) is not None and new in size:
+                place[key] = size[new]
+                found.add(new)
+    return found == set(_LIMITS.values())
 
 
 def write_original(
-    model: PreTrainedModel, folder: Path, *, base: str, layout: Layout, template: str | None = None
+    model: PreTrainedModel, folder: Path, *, base: str, layout: Layout, files: Mapping[str, str] | None = None
 ) -> None:
     """Write a model under the names, in the shapes and dtypes, and into the files of its base.
 
@@ -85,7 +120,7 @@ def write_original(
         folder: an empty one.
         base: folder or hub id of the original.
         layout: of the base.
-        template: chat template to write beside the files of the base, see ``template_to_write``.
+        files: {name: text} of those that are not copied, see ``changed_files``.
 
     Raises:
         ModelError: the base is incomplete, or the model does not fit it.
@@ -96,17 +131,15 @@ def write_original(
     state = model.state_dict()
     _check_complete(model, state, weights, layout=layout)
     _copy_files(source, folder)
-    files = list(dict.fromkeys(weight.file for weight in weights.values()))
-    names = {file: _safetensors_name(file) for file in files}
+    names = {weight.file: _safetensors_name(weight.file) for weight in weights.values()}
     originals = to_original(state, source=weights, layout=layout, config=model.config)
     for file, group in groupby(originals, key=lambda pair: weights[pair[0]].file):
         inside = {name: TensorLayout(w.dtype, w.shape) for name, w in weights.items() if w.file == file}
         tensors = ((name, _unless_same(tensor, weights[name], dtype=model.dtype)) for name, tensor in group)
         write_tensors(folder / names[file], tensors, layout=inside, metadata=_metadata(file))
     _write_index(source, folder, names=names, weights=weights)
-    if template is not None:
-        logger.warning('trained with another chat template than that of %s: it is in %s', base, TEMPLATE_FILE)
-        (folder / TEMPLATE_FILE).write_text(template, 'utf-8')
+    for name, text in (files or {}).items():
+        (folder / name).write_text(text, 'utf-8')
 
 
 # ---- files beside the weights

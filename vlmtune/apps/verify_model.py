@@ -9,7 +9,7 @@ import io
 import json
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,9 +22,9 @@ from vlmtune.data import Processor
 from vlmtune.evaluation import generate
 from vlmtune.evaluation.generation import answering, encode_prompt, prompt_inputs
 from vlmtune.layouts import find_layout, read_config
+from vlmtune.models import load_model
 from vlmtune.models.loading import DTYPES
-from vlmtune.models.strict import load_strict
-from vlmtune.structures import Conversation, ImagePart, ImageRef, Message, TextPart
+from vlmtune.structures import IGNORE_INDEX, Conversation, ImagePart, ImageRef, Message, Sample, TextPart
 from vlmtune.utils.device import find_device
 from vlmtune.utils.errors import ConfigError, ModelError
 
@@ -81,14 +81,16 @@ class Verification:
     warnings: list[str] = field(default_factory=list)
 
 
-def verify_model(path: str, *, dtype: str = 'float32', device: str = 'auto', as_json: bool = False) -> None:
+def verify_model(
+    path: str, *, dtype: str = 'float32', device: str = 'auto', output: Literal['text', 'json'] = 'text'
+) -> None:
     """Load a checkpoint and print what it answers.
 
     Args:
         path: a folder or a hub id, in the layout of transformers or an original one.
         dtype: to compute in: 'float32', 'bfloat16', 'float16', or 'auto' for that of the checkpoint.
         device: 'cpu', 'cuda' or 'auto'.
-        as_json: print one JSON document.
+        output: 'text' for people, or 'json' for one JSON document.
 
     Raises:
         UserError: a weight is missing, unknown or of another shape, the tokenizer lacks a token, the image tokens are
@@ -99,7 +101,7 @@ def verify_model(path: str, *, dtype: str = 'float32', device: str = 'auto', as_
     if dtype not in (*DTYPES, 'auto'):
         raise ConfigError(f'--dtype {dtype}: expected auto or one of {", ".join(DTYPES)}')
     found = verify(path, dtype=dtype, device=find_device() if device == 'auto' else torch.device(device))
-    print(json.dumps(asdict(found), ensure_ascii=False) if as_json else as_text(found))
+    print(json.dumps(asdict(found), ensure_ascii=False) if output == 'json' else as_text(found))
 
 
 @torch.no_grad()
@@ -108,7 +110,7 @@ def verify(path: str, *, dtype: str, device: torch.device) -> Verification:
     config = read_config(path)
     processor = Processor(path)
     wanted = base_dtype(config) if dtype == 'auto' else DTYPES[dtype]
-    model = load_strict(path, dtype=wanted).to(device)  # type: ignore[arg-type]
+    model = load_model(path, dtype=wanted, refuse_unknown=True)[0].to(device)  # type: ignore[arg-type]
     state = model.state_dict()
     layout = find_layout(path)
     warnings: list[str] = []
@@ -124,16 +126,16 @@ def verify(path: str, *, dtype: str, device: torch.device) -> Verification:
             'they are not computed with as they were trained'
         )
     return Verification(
-        path,
-        processor.family.model_type,
-        'hf' if layout is None else layout.name,
-        str(wanted).removeprefix('torch.'),
-        len(state),
-        sum(parameter.numel() for parameter in model.parameters()),
-        loss,
-        chance,
-        cases,
-        warnings,
+        path=path,
+        family=processor.family.model_type,
+        layout='hf' if layout is None else layout.name,
+        dtype=str(wanted).removeprefix('torch.'),
+        weights=len(state),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        loss=loss,
+        chance=chance,
+        cases=cases,
+        warnings=warnings,
     )
 
 
@@ -177,16 +179,12 @@ def _sentence_loss(model: PreTrainedModel, processor: Processor) -> float:
     """Mean loss of a token, of sentences without a chat template."""
     losses = []
     for sentence in SENTENCES:
-        ids = torch.from_numpy(processor.encode_text(sentence)).long()
         first = processor.tokenizer.bos_token_id
-        row = ids if first is None else torch.cat([torch.tensor([first]), ids])
-        inputs = dict(input_ids=row[None], attention_mask=torch.ones_like(row)[None])
-        if processor.family.positions == 'mrope':
-            inputs['mm_token_type_ids'] = torch.zeros_like(row)[None]
-        if processor.family.token_types is not None:
-            inputs['token_type_ids'] = torch.zeros_like(row)[None]
-        logits = _logits(model, inputs)
-        losses.append(torch.nn.functional.cross_entropy(logits[:-1], row[1:].to(logits.device), reduction='none'))
+        start = np.array([] if first is None else [first], np.int32)
+        ids = np.concatenate([start, processor.encode_text(sentence)])
+        logits = _logits(model, prompt_inputs(processor, [Sample(ids, np.full_like(ids, IGNORE_INDEX))]))
+        following = torch.from_numpy(ids[1:]).long().to(logits.device)
+        losses.append(torch.nn.functional.cross_entropy(logits[:-1], following, reduction='none'))
     return float(torch.cat(losses).mean())
 
 
@@ -204,7 +202,15 @@ def _case(model: PreTrainedModel, processor: Processor, name: str, conversation:
     image_tokens = int((sample.input_ids == processor.image_token_id).sum()) if processor.family.has_vision else 0
     (answer,) = generate(model, processor, [conversation], max_new_tokens=_NEW_TOKENS)
     checksums = {key: _checksum(tensor) for key, tensor in inputs.items()}
-    return Case(name, len(sample), image_tokens, checksums, _figures(logits), top, answer)
+    return Case(
+        name=name,
+        tokens=len(sample),
+        image_tokens=image_tokens,
+        inputs=checksums,
+        logits=_figures(logits),
+        top=top,
+        answer=answer,
+    )
 
 
 def _logits(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:

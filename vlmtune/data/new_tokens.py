@@ -1,4 +1,4 @@
-"""New tokens that texts may hold, such as the marks of a table in transcribed pages."""
+"""Tokens that a recipe adds: control tokens, and those that texts may hold, such as the marks of a table."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,6 +6,17 @@ from typing import Any
 from tokenizers import AddedToken
 
 from vlmtune.utils.errors import ConfigError
+
+
+def add_special_tokens(tokenizer: Any, tokens: Sequence[str]) -> tuple[str, ...]:
+    """Let the tokenizer read each of ``tokens`` as one control token; returns those that it did not know.
+
+    Raises:
+        ConfigError: not a list of texts.
+    """
+    new = _unknown(tokenizer, tokens, setting='special_tokens')
+    tokenizer.add_special_tokens({'additional_special_tokens': list(tokens)}, replace_extra_special_tokens=False)
+    return new
 
 
 def add_new_tokens(tokenizer: Any, tokens: Sequence[str]) -> tuple[str, ...]:
@@ -17,13 +28,19 @@ def add_new_tokens(tokenizer: Any, tokens: Sequence[str]) -> tuple[str, ...]:
     Raises:
         ConfigError: not a list of texts, or one of them is a control token of the tokenizer.
     """
-    if isinstance(tokens, str) or not all(isinstance(token, str) and token.strip() for token in tokens):
-        raise ConfigError(f"new_tokens={tokens!r}: expected a list of texts, for example ['<table_begin>']")
+    new = _unknown(tokenizer, tokens, setting='new_tokens')
     if taken := sorted(set(tokens) & set(tokenizer.all_special_tokens)):
         raise ConfigError(
             f'new_tokens: {taken[0]!r} is a control token of this model, which texts cannot hold; rename it'
         )
-    known = tokenizer.get_vocab()
-    new = tuple(dict.fromkeys(token for token in tokens if token not in known))
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in new])
     return new
+
+
+def _unknown(tokenizer: Any, tokens: Any, *, setting: str) -> tuple[str, ...]:
+    """Those of ``tokens`` that the tokenizer does not know, each once."""
+    is_list = isinstance(tokens, list | tuple)
+    if not is_list or not all(isinstance(token, str) and token.strip() for token in tokens):
+        raise ConfigError(f"{setting}={tokens!r}: expected a list of texts, for example ['<table_begin>']")
+    known = tokenizer.get_vocab()
+    return tuple(dict.fromkeys(token for token in tokens if token not in known))

@@ -21,13 +21,14 @@ from transformers import AutoImageProcessor, AutoTokenizer
 
 from vlmtune.data.boxes import write_boxes
 from vlmtune.data.encoding import TextEncoder
-from vlmtune.data.new_tokens import add_new_tokens
+from vlmtune.data.image_settings import check_image_settings, check_model_sizes
+from vlmtune.data.new_tokens import add_new_tokens, add_special_tokens
 from vlmtune.data.pixels import find_pixel_function, pixel_affine
 from vlmtune.data.placeholders import ImageTokens
-from vlmtune.data.processor_files import JOINT_FILE, SOURCE_FILES, save_processor_files
+from vlmtune.data.processor_files import JOINT_FILE, SOURCE_FILES, save_processor_files, stored_image_settings
 from vlmtune.data.rendering import ChatRenderer
-from vlmtune.data.special_tokens import check_special_tokens
 from vlmtune.data.templates import find_template
+from vlmtune.data.token_check import check_special_tokens
 from vlmtune.families import Family, find_family
 from vlmtune.layouts import find_source, native_view, read_config
 from vlmtune.ops import finish_images
@@ -38,13 +39,6 @@ from vlmtune.utils.imports import import_name
 from vlmtune.utils.pretrained import load_pretrained, read_source_json
 
 logger = logging.getLogger(__name__)
-
-# Settings of image processors that say again what the model is built for: their names in its vision_config.
-_MODEL_SIZES = {
-    'patch_size': 'patch_size',
-    'merge_size': 'spatial_merge_size',
-    'temporal_patch_size': 'temporal_patch_size',
-}
 
 
 @PROCESSORS.register_module()
@@ -87,12 +81,10 @@ class Processor:
             self.source_files = {name: read_source_json(files, name, revision=revision) for name in SOURCE_FILES}
             self.image_processor = self._load_image_processor(partial(load, name_or_path=files), image_processor or {})
         self.joint_settings = self.source_files[JOINT_FILE] or {}
-        self.special_tokens = tuple(token for token in special_tokens if token not in self.tokenizer.get_vocab())
-        self.tokenizer.add_special_tokens(
-            {'additional_special_tokens': list(special_tokens)}, replace_extra_special_tokens=False
-        )
+        self.special_tokens = add_special_tokens(self.tokenizer, special_tokens)
         self.new_tokens = add_new_tokens(self.tokenizer, new_tokens)
-        if prompt_template is None and not self.tokenizer.chat_template:
+        own_template = prompt_template is None
+        if own_template and not self.tokenizer.chat_template:
             prompt_template = self.family.prompt_template
         if prompt_template is not None:
             self.tokenizer.chat_template = find_template(prompt_template)
@@ -116,7 +108,7 @@ class Processor:
             image_token=self.image_token_id if self.family.has_vision else None,
             words=self.family.words,
         )
-        check_special_tokens(self, own_template=prompt_template is None)
+        check_special_tokens(self, own_template=own_template)
 
     def _load_image_processor(self, load_class: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
         if not self.family.has_vision:
@@ -127,6 +119,8 @@ class Processor:
         # Where the image processor has two versions, Pillow's: torchvision's pixels are others.
         backend = {'backend': 'pil'} if self.family.pixels and own is None else {}
         load = partial(load_class, AutoImageProcessor if own is None else import_name(own), **backend)
+        check = partial(check_image_settings, settings=settings, source=str(self.source))
+        check({**stored_image_settings(self.source_files), **settings})
         loaded = load()
         known = {*loaded.valid_kwargs.__annotations__, *loaded.to_dict()}
         if unknown := sorted(set(settings) - known):
@@ -135,16 +129,21 @@ class Processor:
             )
         logger.info('images go through %s, text through %s', type(loaded).__name__, type(self.tokenizer).__name__)
         settings = {**dict(self.family.image_settings), **settings}
-        if not settings:
-            return loaded
-        changed = load(**copy.deepcopy(settings))  # it writes into them
-        if 'size' in settings and any(changed.size.get(name) != value for name, value in settings['size'].items()):
+        changed = load(**copy.deepcopy(settings)) if settings else loaded  # it writes into them
+        check(changed.to_dict())
+        size = settings.get('size')
+        if isinstance(size, Mapping) and any(changed.size.get(name) != value for name, value in size.items()):
             raise ConfigError(
-                f'image_processor: size={settings["size"]} has no effect, the checkpoint stores min_pixels and '
+                f'image_processor: size={size} has no effect, the checkpoint stores min_pixels and '
                 'max_pixels; set those instead'
             )
-        _check_model_sizes(changed, settings, vision=self.config.vision_config)
+        check_model_sizes(changed, settings, vision=self.config.vision_config)
         return changed
+
+    @property
+    def added_tokens(self) -> tuple[str, ...]:
+        """The tokens that the model has no embeddings for yet: ``new_tokens`` and ``special_tokens``."""
+        return (*self.new_tokens, *self.special_tokens)
 
     @property
     def image_token_id(self) -> int:
@@ -269,21 +268,3 @@ class Processor:
         if self.tokenizer.eos_token_id is not None:
             ids.add(self.tokenizer.eos_token_id)
         return sorted(ids)
-
-
-def _check_model_sizes(image_processor: Any, settings: Mapping[str, Any], *, vision: Any) -> None:
-    """Patches and tiles are as the model's vision encoder takes them.
-
-    Raises:
-        ConfigError: a setting makes others.
-    """
-    expected = {name: getattr(vision, theirs, None) for name, theirs in _MODEL_SIZES.items()}
-    if hasattr(image_processor, 'crop_to_patches'):  # InternVL: an image is cut into tiles of the encoder's size
-        side = vision.image_size
-        expected['size'] = dict(zip(('height', 'width'), (side, side) if isinstance(side, int) else side, strict=True))
-    for name, size in expected.items():
-        if name in settings and size is not None and settings[name] != size:
-            raise ConfigError(
-                f'image_processor: {name}={settings[name]}, but the vision encoder of the model is built for {size}; '
-                f'remove {name}'
-            )

@@ -2,8 +2,11 @@
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vlmtune.utils.pretrained import write_json
 
 if TYPE_CHECKING:
     from vlmtune.data.processor import Processor
@@ -14,10 +17,6 @@ _IMAGE_FILE = 'preprocessor_config.json'
 _COPIED_FILES = ('video_preprocessor_config.json',)
 SOURCE_FILES = (JOINT_FILE, _IMAGE_FILE, *_COPIED_FILES)
 """What a processor has to remember of the files that it was read from, to write them again."""
-
-
-def _write(directory: Path, name: str, content: dict[str, Any]) -> None:
-    (directory / name).write_text(json.dumps(content, indent=2, sort_keys=True) + '\n', 'utf-8')
 
 
 def save_processor_files(processor: 'Processor', directory: Path) -> None:
@@ -35,12 +34,20 @@ def save_processor_files(processor: 'Processor', directory: Path) -> None:
     processor_class = source_image.get('processor_class') or (joint or {}).get('processor_class')
     if processor_class:
         image['processor_class'] = processor_class
-    _write(directory, _IMAGE_FILE, image)
+    write_json(directory / _IMAGE_FILE, image)
     if joint is not None:
         if 'image_processor' in joint:
             joint['image_processor'] = image
         joint.pop('chat_template', None)
-        _write(directory, JOINT_FILE, joint)
+        write_json(directory / JOINT_FILE, joint)
     for name in _COPIED_FILES:
         if (content := processor.source_files[name]) is not None:
-            _write(directory, name, content)
+            write_json(directory / name, content)
+
+
+def stored_image_settings(source_files: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any]:
+    """What the files of a model say of its image processor, of ``SOURCE_FILES``."""
+    joint = source_files[JOINT_FILE] or {}
+    inside = joint.get('image_processor')
+    files = (joint, inside if isinstance(inside, Mapping) else {}, source_files[_IMAGE_FILE] or {})
+    return {name: value for content in files for name, value in content.items() if value is not None}

@@ -22,7 +22,6 @@ from transformers.processing_utils import ImagesKwargs
 from vlmtune.data.pixels import finish_pixels
 from vlmtune.data.placeholders import ImageTokens, Runs
 from vlmtune.structures import ImageSize
-from vlmtune.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from vlmtune.data.processor import Processor
@@ -49,7 +48,7 @@ class SliceSettings(ImagesKwargs, total=False):
     """What an image processor of slices knows beside what all know.
 
     Attributes:
-        max_slice_nums: most slices of an image; 1 shows the whole alone.
+        max_slice_nums: most slices of an image, 1 or more; 1 shows the whole alone.
         scale_resolution: pixels along the edge of a square view.
         patch_size: pixels along the edge of a patch.
     """
@@ -60,11 +59,7 @@ class SliceSettings(ImagesKwargs, total=False):
 
 
 class SliceImageProcessor(PilBackend):
-    """Makes patches of all views of all images; one image after the other, the whole first, then slices row by row.
-
-    Raises:
-        ConfigError: ``max_slice_nums`` is less than 1.
-    """
+    """Makes patches of all views of all images; one image after the other, the whole first, then slices row by row."""
 
     valid_kwargs = SliceSettings
     model_input_names = ['pixel_values', 'patch_grids']  # noqa: RUF012  # as the base class has it
@@ -78,11 +73,6 @@ class SliceImageProcessor(PilBackend):
     max_slice_nums = 9
     scale_resolution = 448
     patch_size = 14
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        if self.max_slice_nums < 1:
-            raise ConfigError(f'max_slice_nums={self.max_slice_nums}: expected 1 (the whole image alone) or more')
 
     def preprocess(self, images: Any, *args: Any, return_tensors: Any = None, **kwargs: Any) -> BatchFeature:
         """One image of Pillow or a list of them -> pixel_values float32[P, C * D], patch_grids long[N, 2].

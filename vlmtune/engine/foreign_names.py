@@ -1,41 +1,21 @@
 """What other programs call the weights that we train: PEFT's adapters, XTuner's and mmengine's checkpoints.
 
-Names of ours are those inside the transformers model. A weight is described by its shape and a way to read it, so that
-nothing is read that is not used. What a family's original code calls its weights is known to ``vlmtune.layouts``; here
-stands what programs put around those names.
+Names of ours are those inside the transformers model. What a family's original code calls its weights is known to
+``vlmtune.layouts``; here stands what programs put around those names.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
-from typing import TypeAlias
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
 from vlmtune.families import Family
-from vlmtune.layouts import NameMap
+from vlmtune.layouts import NameMap, Weight
 from vlmtune.layouts.names import Match
+from vlmtune.layouts.weights import native_shapes
 from vlmtune.utils.imports import import_name
-
-
-@dataclass(frozen=True)
-class Weight:
-    """A weight in a file.
-
-    Attributes:
-        shape: of the whole.
-        read: gives it, in the dtype of the file.
-        origin: its name there, for messages.
-    """
-
-    shape: tuple[int, ...]
-    read: Callable[[], Tensor]
-    origin: str
-
-
-Weights: TypeAlias = Mapping[str, Weight]
 
 _PEFT = 'base_model.model.'
 _INSIDE = (('projector.', 'model.'), ('visual_encoder.', 'vision_model.'))  # XTuner writes it or leaves it out
@@ -88,14 +68,12 @@ def _spellings(name: str) -> Iterator[str]:
 
 def _parts(weight: Weight, match: Match) -> list[Weight]:
     """What a fused weight is here. Of an update B A to it, B is cut like the weight, and each part has the whole A."""
-    if len(match.native) == 1 or '.lora_A.' in match.native[0]:
-        return [weight] * len(match.native)
-    try:
-        shapes = [tuple(part.shape) for part in match.split(torch.empty(weight.shape, device='meta'))]
-    except RuntimeError:  # it cannot be cut so; the shape it has is told where it is compared
-        return [weight] * len(match.native)
+    count = len(match.native)
+    shapes = [weight.shape] if '.lora_A.' in match.native[0] else native_shapes(match.rule.split, weight)
+    if len(shapes) < count:  # it is not cut, or cannot be; the shape it has is told where it is compared
+        return [weight] * count
 
     def read(index: int) -> Tensor:
-        return match.split(weight.read())[index]
+        return match.rule.split(weight.read())[index]
 
-    return [Weight(shape, partial(read, i), f'{weight.origin}[{i}]') for i, shape in enumerate(shapes)]
+    return [replace(weight, shape=shape, read=partial(read, i)) for i, shape in enumerate(shapes)]

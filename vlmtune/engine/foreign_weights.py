@@ -4,23 +4,21 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import nn
 
 from vlmtune.engine.checkpoint import ADAPTER_FILE, WEIGHTS_FILE
-from vlmtune.engine.foreign_names import Weight, Weights, adapter_name, original_names, placed
+from vlmtune.engine.foreign_names import adapter_name, original_names, placed
 from vlmtune.engine.manifest import MANIFEST, verify
-from vlmtune.layouts import find_layout, open_weights, read_config
-from vlmtune.models import SupervisedFinetune
-from vlmtune.models.strict import load_strict
+from vlmtune.layouts import Weight, find_layout, open_weights, read_config
+from vlmtune.layouts.weights import open_file
+from vlmtune.models import SupervisedFinetune, load_model
 from vlmtune.utils.errors import CheckpointError
-from vlmtune.utils.safe_torch import check_legacy, find_legacy_file, legacy_weights
+from vlmtune.utils.safe_torch import check_legacy, find_legacy_file
 
+Weights: TypeAlias = Mapping[str, Weight]
 Kind: TypeAlias = Literal['checkpoint', 'adapter', 'model', 'legacy']
 
 ADAPTER_WEIGHTS = 'adapter_model.safetensors'
@@ -37,6 +35,7 @@ class Source:
     Attributes:
         path: what the user named.
         weights: by their names in the model here.
+        origins: name in the model -> name in the file.
         lost: names in the file that have no place in the model.
         is_ours: a checkpoint of vlmtune.
         remark: what the log has to say about it.
@@ -44,6 +43,7 @@ class Source:
 
     path: Path
     weights: Weights
+    origins: Mapping[str, str]
     lost: list[str] = field(default_factory=list)
     is_ours: bool = False
     remark: str = ''
@@ -75,14 +75,14 @@ def check_source(path: Path) -> None:
 
     Raises:
         CheckpointError: it is missing, broken, of an unknown kind, or could run code.
-        ModelError: a file of a model is missing or broken.
+        ModelError: a file of a model is missing, or one of weights broken.
     """
     kind = kind_of(path)
     if kind == 'checkpoint':
         verify(path, hashes=False)
     elif kind == 'adapter':
         _adapter_settings(path)
-        _shapes(path / ADAPTER_WEIGHTS)
+        open_file(path / ADAPTER_WEIGHTS)
         if (path / _BESIDE_ADAPTER).is_file():
             check_legacy(path / _BESIDE_ADAPTER)
     elif kind == 'model':
@@ -102,7 +102,7 @@ def open_source(path: Path, *, model: SupervisedFinetune) -> Source:
 
     Raises:
         CheckpointError: it cannot be read, or was made with other LoRA settings.
-        ModelError: the Hugging Face model cannot be read.
+        ModelError: the Hugging Face model, or a file of weights, cannot be read.
     """
     check_source(path)
     return _OPENERS[kind_of(path)](path, model)
@@ -122,52 +122,39 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-# ---- safetensors
-
-
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    try:
-        with safe_open(path, 'pt') as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f'{path} cannot be read as a safetensors file ({str(error)[:160]})') from error
-
-
-def _weights_in(path: Path) -> dict[str, Weight]:
-    def read(name: str) -> torch.Tensor:
-        with safe_open(path, 'pt') as file:
-            return file.get_tensor(name)
-
-    return {name: Weight(shape, partial(read, name), name) for name, shape in _shapes(path).items()}
+# ---- ours
 
 
 def _open_checkpoint(path: Path, model: SupervisedFinetune) -> Source:
     manifest = verify(path)
     if WEIGHTS_FILE not in manifest['files']:
         raise CheckpointError(f'{path} has no {WEIGHTS_FILE}')
-    weights = _weights_in(path / WEIGHTS_FILE)
+    source = _placed(path, open_file(path / WEIGHTS_FILE), model=model, is_ours=True)
     if ADAPTER_FILE in manifest['files']:
-        _check_lora(path, weights, _read_json(path / ADAPTER_FILE), model=model)
-    return _placed(path, weights, model=model, is_ours=True)
+        _check_lora(source, _read_json(path / ADAPTER_FILE), model=model)
+    return source
 
 
 def _placed(path: Path, weights: Weights, *, model: SupervisedFinetune, is_ours: bool = False) -> Source:
     places = _places(model)
     lost = sorted(name for name in weights if name not in places)
-    return Source(path, {places[n]: w for n, w in weights.items() if n in places}, lost, is_ours=is_ours)
+    origins = {places[name]: name for name in weights if name in places}
+    return Source(path, {ours: weights[name] for ours, name in origins.items()}, origins, lost, is_ours=is_ours)
 
 
 def _renamed(path: Path, found: Weights, *, model: SupervisedFinetune) -> Source:
     """Weights under names of other programs."""
     places, originals = _places(model), original_names(model.family, model.model.config)
     weights: dict[str, Weight] = {}
+    origins: dict[str, str] = {}
     lost = []
     for name, weight in found.items():
-        ours = placed(name, weight, places=places, originals=originals)
-        lost += [] if ours else [weight.origin]
+        ours = placed(adapter_name(name), weight, places=places, originals=originals)
+        lost += [] if ours else [name]
         for place, part in ours:
             weights.setdefault(place, part)
-    return Source(path, weights, sorted(lost))
+            origins.setdefault(place, name)
+    return Source(path, weights, origins, sorted(lost))
 
 
 def _places(model: SupervisedFinetune) -> dict[str, str]:
@@ -192,26 +179,26 @@ def _adapter_settings(path: Path) -> dict[str, Any]:
 
 
 def _open_adapter(path: Path, model: SupervisedFinetune) -> Source:
-    found = {adapter_name(name): weight for name, weight in _weights_in(path / ADAPTER_WEIGHTS).items()}
+    found = open_file(path / ADAPTER_WEIGHTS)
     if (path / _BESIDE_ADAPTER).is_file():
-        found |= {name: _weight_of(name, tensor) for name, tensor in legacy_weights(path / _BESIDE_ADAPTER).items()}
+        found |= open_file(path / _BESIDE_ADAPTER)
     source = _renamed(path, found, model=model)
-    _check_lora(path, source.weights, _adapter_settings(path), model=model)
+    _check_lora(source, _adapter_settings(path), model=model)
     return source
 
 
-def _check_lora(path: Path, weights: Weights, settings: Mapping[str, Any], *, model: SupervisedFinetune) -> None:
+def _check_lora(source: Source, settings: Mapping[str, Any], *, model: SupervisedFinetune) -> None:
     """Rank and alpha of every adapted layer are those of this run, and so is the kind of update."""
-    ours = model.lora_config
-    layers = {name.partition('.lora_A.')[0]: weight for name, weight in weights.items() if '.lora_A.' in name}
+    ours, path = model.lora_config, source.path
+    layers = {name.partition('.lora_A.')[0]: name for name in source.weights if '.lora_A.' in name}
     if not layers or ours is None:
         return  # that there is no place for them is said elsewhere
     for kind in ('use_dora', 'use_rslora'):
         if bool(settings.get(kind)) != getattr(ours, kind):
             raise CheckpointError(f'{path} has {kind}={bool(settings.get(kind))}, this run {getattr(ours, kind)}')
-    for layer, weight in layers.items():
-        here, rank = _lora_here(model, layer), weight.shape[0]
-        there = adapter_name(weight.origin).partition('.lora_A.')[0]
+    for layer, name in layers.items():
+        here, rank = _lora_here(model, layer), source.weights[name].shape[0]
+        there = adapter_name(source.origins[name]).partition('.lora_A.')[0]
         if here is not None and (rank, alpha := _alpha(settings, layer, there, ours)) != here:
             raise CheckpointError(
                 f'{path} has rank {rank} and alpha {alpha} at {layer}, this run rank {here[0]} and alpha {here[1]}; '
@@ -255,13 +242,13 @@ def _open_model(path: Path, model: SupervisedFinetune) -> Source:
         raise CheckpointError(
             f'{path} is a model of type {config.model_type}, this run trains a {model.model.config.model_type}'
         )
-    loaded = load_strict(str(path), dtype=torch.float32 if model.dtype == torch.float32 else 'auto')
-    found = {name: _weight_of(name, parameter) for name, parameter in loaded.named_parameters()}
+    own = config.dtype if isinstance(config.dtype, torch.dtype) and model.dtype != torch.float32 else torch.float32
+    loaded, _ = load_model(str(path), dtype=own, refuse_unknown=True)
+    found = {
+        name: Weight(tuple(parameter.shape), parameter.dtype, path, parameter.detach)
+        for name, parameter in loaded.named_parameters()
+    }
     return _placed(path, found, model=model)
-
-
-def _weight_of(name: str, tensor: torch.Tensor | nn.Parameter) -> Weight:
-    return Weight(tuple(tensor.shape), tensor.detach, name)
 
 
 # ---- mmengine, XTuner, DeepSpeed
@@ -270,8 +257,7 @@ def _weight_of(name: str, tensor: torch.Tensor | nn.Parameter) -> Weight:
 def _open_legacy(path: Path, model: SupervisedFinetune) -> Source:
     file = find_legacy_file(path)
     assert file is not None
-    found = {name: _weight_of(name, tensor) for name, tensor in legacy_weights(file).items()}
-    source = _renamed(path, found, model=model)
+    source = _renamed(path, open_file(file), model=model)
     if not any('.lora_' in name for name in source.weights):
         return source
     return replace(source, remark=' (it does not say the alpha of its LoRA layers: that of the config is used)')

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from vlmtune.engine import ranks
 from vlmtune.engine.checkpoint import WEIGHTS_FILE
-from vlmtune.engine.foreign_names import Weight, Weights
-from vlmtune.engine.foreign_weights import Source, check_source, open_source
+from vlmtune.engine.foreign_weights import Source, Weights, check_source, open_source
 from vlmtune.engine.optim import unwrap
+from vlmtune.layouts import Weight
 from vlmtune.models import SupervisedFinetune
 from vlmtune.models.sharded import gathered, logical_shape
 from vlmtune.utils.errors import CheckpointError
@@ -33,6 +33,7 @@ def check_loadable(path: str | Path) -> None:
 
     Raises:
         CheckpointError: it is missing, broken, of an unknown kind, or could run code.
+        ModelError: a file of a model is missing, or one of weights broken.
     """
     check_source(Path(path).expanduser())
 
@@ -51,6 +52,7 @@ def load_weights(runner: Any, path: str) -> str:
 
     Raises:
         CheckpointError: it cannot be read, or does not fit the model and its tuned parts.
+        ModelError: a Hugging Face model, or a file of weights, cannot be read.
     """
     folder, model = Path(path).expanduser(), unwrap(runner.model)
     source: Source | None = None
@@ -108,7 +110,7 @@ def _check_places(source: Source, *, model: SupervisedFinetune) -> None:
     for name, parameter in model.model.named_parameters():
         weight, here = source.weights.get(name), _shape_of(parameter)
         if weight is not None and weight.shape != here:
-            raise CheckpointError(f'{source.path}: {weight.origin} is {weight.shape}, {name} is {here} here')
+            raise CheckpointError(f'{source.path}: {source.origins[name]} is {weight.shape}, {name} is {here} here')
     trained = model.named_trainable()
     given = {name for name in source.weights if name in trained}
     if not given:

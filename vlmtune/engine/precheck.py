@@ -1,5 +1,6 @@
 """What can be told to be wrong before data and weights are read."""
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +17,14 @@ from vlmtune.engine import checkpoint
 from vlmtune.engine.deepspeed_config import check_deepspeed
 from vlmtune.engine.sharded_loading import check_sharding
 from vlmtune.families import PartName
-from vlmtune.layouts import check_same_parts
+from vlmtune.layouts import check_same_parts, find_layout
 from vlmtune.models.loading import read_family
 from vlmtune.models.tuning import plan_parts
 from vlmtune.models.vision_features import check_cacheable
 from vlmtune.registry import HOOKS
 from vlmtune.utils.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 def check_settings(cfg: Config) -> None:
@@ -47,16 +50,17 @@ def check_settings(cfg: Config) -> None:
 
 
 def check_new_tokens(cfg: Config, *, processor: Processor) -> None:
-    """Tell before data and weights are read that rows of new tokens would never be learned.
+    """Tell before data and weights are read that rows of new tokens would never be learned, or never be exported.
 
     Args:
         cfg: of the run.
         processor: of the run.
 
     Raises:
-        ConfigError: the embeddings are frozen, or, for tokens that answers hold, a head of its own is.
+        ConfigError: the embeddings are frozen, or, for tokens that answers hold, a head of its own is; or the model can
+            only be written with the files of its base, which do not know the tokens.
     """
-    new = (*processor.new_tokens, *processor.special_tokens)
+    new = processor.added_tokens
     settings = cfg.get('model') or {}
     if not new or 'tune' not in settings:
         return
@@ -71,6 +75,12 @@ def check_new_tokens(cfg: Config, *, processor: Processor) -> None:
             f'{new[0]!r} is new to the model, and tune {frozen[0]} is frozen: new tokens need embeddings that train; '
             'set tune embeddings="full", lm_head="full"'
         )
+    if processor.family.model is None or find_layout(processor.source) is None:
+        return
+    why = f'{new[0]!r} is new to {processor.source}, whose files an export of {processor.family.model_type} copies'
+    if all(plan.mode != 'lora' for plan in plans.values()):
+        raise ConfigError(f'{why}: nothing could be exported; tune the llm by lora, or train without new tokens')
+    logger.warning('%s: the adapter will work unmerged, but cannot be merged', why)
 
 
 def _check_vision_cache(cfg: Config, model: Mapping[str, Any]) -> None:

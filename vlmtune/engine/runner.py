@@ -77,8 +77,8 @@ def build_model(cfg: Config, *, processor: Processor, device: str | None = None)
         processor: of the run.
         device: 'meta' builds it without weights.
     """
-    has_new = processor.special_tokens or processor.new_tokens
-    defaults = dict(vocab_size=len(processor.tokenizer) if has_new else None, device=device or str(find_device()))
+    vocab_size = len(processor.tokenizer) if processor.added_tokens else None
+    defaults = dict(vocab_size=vocab_size, device=device or str(find_device()))
     return MODELS.build(cfg.model, default_args=defaults)
 
 

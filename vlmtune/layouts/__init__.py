@@ -2,15 +2,13 @@
 
 from vlmtune.layouts.layout import Layout
 from vlmtune.layouts.llava_parts import check_projector, check_same_parts, find_source
-from vlmtune.layouts.names import Fused, NameMap, Rename, Rule
+from vlmtune.layouts.names import NameMap, Rule, rename
 from vlmtune.layouts.view import find_layout, native_view, read_config
 from vlmtune.layouts.weights import Weight, open_weights, to_native, to_original
 
 __all__ = [
-    'Fused',
     'Layout',
     'NameMap',
-    'Rename',
     'Rule',
     'Weight',
     'check_projector',
@@ -20,6 +18,7 @@ __all__ = [
     'native_view',
     'open_weights',
     'read_config',
+    'rename',
     'to_native',
     'to_original',
 ]

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from vlmtune.layouts.layout import Layout
-from vlmtune.layouts.names import Fused, Rename, Rule
+from vlmtune.layouts.names import Rule, rename
 from vlmtune.layouts.sentencepiece import write_tokenizer
 from vlmtune.utils.errors import ModelError
 
@@ -82,7 +82,8 @@ def _rope(raw: Mapping[str, Any], *, key: str) -> dict[str, Any]:
 def internlm2_rules(text_config: Any, *, original: str = '', native: str = '') -> tuple[Rule, ...]:
     """How the names of an InternLM2 correspond to those of a ``LlamaForCausalLM``.
 
-    ``wqkv`` holds for every key head its queries, its key and its value, one after the other.
+    ``wqkv`` holds for every key head its queries, its key and its value, one after the other. No name is one of the
+    language models of transformers that a picture model here may have, so these rules stand beside plain ones.
 
     Args:
         text_config: of the Llama.
@@ -113,11 +114,11 @@ def internlm2_rules(text_config: Any, *, original: str = '', native: str = '') -
     }
     qkv = tuple(f'{ours}.self_attn.{part}_proj.{{leaf}}' for part in 'qkv')
     return (
-        Fused(f'{layer}.attention.wqkv.{{leaf}}', qkv, split, join),
-        *(Rename(f'{layer}.{theirs}.{{leaf}}', f'{ours}.{mine}.{{leaf}}') for theirs, mine in names.items()),
-        Rename(f'{original}model.tok_embeddings.weight', f'{here}.embed_tokens.weight'),
-        Rename(f'{original}model.norm.weight', f'{here}.norm.weight'),
-        Rename(f'{original}output.weight', 'lm_head.weight'),
+        Rule(f'{layer}.attention.wqkv.{{leaf}}', qkv, split, join),
+        *(rename(f'{layer}.{theirs}.{{leaf}}', f'{ours}.{mine}.{{leaf}}') for theirs, mine in names.items()),
+        rename(f'{original}model.tok_embeddings.weight', f'{here}.embed_tokens.weight'),
+        rename(f'{original}model.norm.weight', f'{here}.norm.weight'),
+        rename(f'{original}output.weight', 'lm_head.weight'),
     )
 
 

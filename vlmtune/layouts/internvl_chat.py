@@ -15,7 +15,7 @@ from transformers import AutoConfig, InternVLConfig, PreTrainedConfig
 from vlmtune.layouts.internlm2 import internlm2_rules, internlm2_text_config
 from vlmtune.layouts.internvl_files import CONTEXT_TOKEN, write_processor_files
 from vlmtune.layouts.layout import Layout
-from vlmtune.layouts.names import Fused, Rename, Rule
+from vlmtune.layouts.names import Rule, rename
 from vlmtune.utils.errors import ModelError
 
 _LANGUAGE_MODELS = {  # architecture in llm_config: model type here; InternLM2 is read by its own layout
@@ -160,14 +160,12 @@ def _long_rope(raw: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def rules(config: PreTrainedConfig) -> Sequence[Rule]:
     """How the names of the original correspond to those of ``InternVLForConditionalGeneration``."""
-    text = config.text_config
-    internlm2 = internlm2_rules(text, original='language_model.', native='model.language_model')
     return (
         *_vision_rules(),
-        *(Rename(f'mlp1.{i}.{{leaf}}', f'model.multi_modal_projector.{name}.{{leaf}}') for i, name in _PROJECTOR),
-        *(internlm2 if text.model_type == 'llama' else ()),  # no name of it is one of a Llama
-        Rename('language_model.model.{rest}', 'model.language_model.{rest}'),
-        Rename('language_model.lm_head.weight', 'lm_head.weight'),
+        *(rename(f'mlp1.{i}.{{leaf}}', f'model.multi_modal_projector.{name}.{{leaf}}') for i, name in _PROJECTOR),
+        *internlm2_rules(config.text_config, original='language_model.', native='model.language_model'),
+        rename('language_model.model.{rest}', 'model.language_model.{rest}'),
+        rename('language_model.lm_head.weight', 'lm_head.weight'),
     )
 
 
@@ -195,11 +193,11 @@ def _vision_rules() -> tuple[Rule, ...]:
     qkv = tuple(f'{ours}.attention.{part}_proj.{{leaf}}' for part in 'qkv')
     return (
         *(
-            Rename(f'vision_model.embeddings.{original}', f'model.vision_tower.embeddings.{native}')
+            rename(f'vision_model.embeddings.{original}', f'model.vision_tower.embeddings.{native}')
             for original, native in _EMBEDDINGS.items()
         ),
-        Fused(f'{theirs}.attn.qkv.{{leaf}}', qkv, _split_qkv, lambda parts: torch.cat(list(parts))),
-        *(Rename(f'{theirs}.{original}', f'{ours}.{native}') for original, native in _LAYER.items()),
+        Rule(f'{theirs}.attn.qkv.{{leaf}}', qkv, _split_qkv, torch.cat),
+        *(rename(f'{theirs}.{original}', f'{ours}.{native}') for original, native in _LAYER.items()),
     )
 
 

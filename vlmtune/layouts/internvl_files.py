@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vlmtune.layouts.sentencepiece import MODEL_FILE, fast_tokenizer
 from vlmtune.utils.errors import ModelError
-from vlmtune.utils.pretrained import load_pretrained, read_source_json
+from vlmtune.utils.pretrained import load_pretrained, read_source_json, write_json
 
 CONTEXT_TOKEN = '<IMG_CONTEXT>'
 _START_TOKEN, _END_TOKEN, _VIDEO_TOKEN = '<img>', '</img>', '<video>'
@@ -65,15 +65,11 @@ def write_processor_files(source: Path, target: Path) -> None:
     if missing := sorted(set(named.values()) - set(vocabulary)):
         raise ModelError(f'{source}: the tokenizer lacks {", ".join(missing)}; it belongs to another model')
     settings = read_source_json(str(target), 'tokenizer_config.json') or {}
-    _write(target / 'tokenizer_config.json', {**settings, **named})
-    _write(target / 'preprocessor_config.json', _image_settings(raw))
+    write_json(target / 'tokenizer_config.json', {**settings, **named})
+    write_json(target / 'preprocessor_config.json', _image_settings(raw))
     native = read_source_json(str(target), 'config.json') or {}
     joint = dict(processor_class='InternVLProcessor', image_seq_length=native['image_seq_length'])
-    _write(target / 'processor_config.json', joint)
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + '\n', 'utf-8')
+    write_json(target / 'processor_config.json', joint)
 
 
 def _load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
@@ -86,7 +82,7 @@ def _load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
                 shutil.copyfile(source / name, Path(folder) / name)
         if not any((Path(folder) / name).is_file() for name in ('tokenizer.json', 'vocab.json')):
             raise ModelError(f'{source} has no tokenizer: expected {MODEL_FILE}, tokenizer.json or vocab.json')
-        _write(Path(folder) / 'config.json', {})  # with no model type, tokenizer_config.json says what it is
+        write_json(Path(folder) / 'config.json', {})  # with no model type, tokenizer_config.json says what it is
         return load_pretrained(AutoTokenizer, folder)
 
 

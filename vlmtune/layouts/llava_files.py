@@ -1,7 +1,5 @@
 """The files of a LLaVA from parts: config, tokenizer, chat template and image processor, made of those of its parts."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +9,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, LlavaConfig, PreTrai
 from vlmtune.families import find_family
 from vlmtune.layouts.view import native_view, read_config
 from vlmtune.utils.errors import ConfigError, ModelError
-from vlmtune.utils.pretrained import load_pretrained, read_source_json
+from vlmtune.utils.pretrained import load_pretrained, read_source_json, write_json
 
 if TYPE_CHECKING:
     from vlmtune.layouts.llava_parts import LlavaParts
@@ -66,11 +64,6 @@ def write_files(parts: 'LlavaParts', folder: Path) -> LlavaConfig:
     if (generation := read_source_json(parts.llm_name_or_path, 'generation_config.json')) is not None:
         write_json(folder / 'generation_config.json', generation)
     return config
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a json file; dtypes become their names."""
-    path.write_text(json.dumps(content, indent=2, default=str) + '\n', 'utf-8')
 
 
 def _text_config(name_or_path: str) -> PreTrainedConfig:

@@ -19,13 +19,15 @@ from transformers import LlavaConfig, PreTrainedConfig
 
 from vlmtune.layouts.internlm2 import internlm2_rules
 from vlmtune.layouts.layout import Layout
-from vlmtune.layouts.llava_files import write_files, write_json
+from vlmtune.layouts.llava_files import write_files
 from vlmtune.layouts.llava_weights import check_pretrained, open_parts
-from vlmtune.layouts.names import Rename, Rule
-from vlmtune.utils.errors import ConfigError
+from vlmtune.layouts.names import Rule, rename
+from vlmtune.utils.errors import ConfigError, ModelError
+from vlmtune.utils.pretrained import write_json
 
 MODEL_TYPE = 'llava_parts'
 _STRATEGIES = ('default', 'full')
+_MADE: list[Mapping[str, Any]] = []  # parts of which this process has made folders
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,7 @@ def _folder_of(parts: LlavaParts) -> 'tempfile.TemporaryDirectory[str]':
     except BaseException:
         folder.cleanup()
         raise
+    _MADE.append(asdict(parts))
     return folder
 
 
@@ -163,6 +166,11 @@ def _folder_of(parts: LlavaParts) -> 'tempfile.TemporaryDirectory[str]':
 
 
 def _read_config(raw: Mapping[str, Any]) -> LlavaConfig:
+    if raw.get('parts') not in _MADE:  # a stranger's would have us read any file of this machine
+        raise ModelError(
+            f'config.json: model_type={MODEL_TYPE!r} is for folders that vlmtune makes for itself; name the parts in '
+            'pretrained_model_name_or_path of a config instead, as docs/llava.md shows'
+        )
     return LlavaConfig.from_dict(dict(raw['llava']))
 
 
@@ -173,15 +181,13 @@ def _copy_files(source: Path, target: Path) -> None:
 
 
 def _rules(config: PreTrainedConfig) -> tuple[Rule, ...]:
-    text = config.text_config
-    fused = internlm2_rules(text, original='llm.', native='model.language_model') if text.model_type == 'llama' else ()
     return (
-        *fused,
-        Rename('llm.model.{rest}', 'model.language_model.{rest}'),
-        Rename('llm.lm_head.weight', 'lm_head.weight'),
-        Rename('visual_encoder.vision_model.{rest}', 'model.vision_tower.{rest}'),
-        Rename('projector.model.0.{leaf}', 'model.multi_modal_projector.linear_1.{leaf}'),
-        Rename('projector.model.2.{leaf}', 'model.multi_modal_projector.linear_2.{leaf}'),
+        *internlm2_rules(config.text_config, original='llm.', native='model.language_model'),
+        rename('llm.model.{rest}', 'model.language_model.{rest}'),
+        rename('llm.lm_head.weight', 'lm_head.weight'),
+        rename('visual_encoder.vision_model.{rest}', 'model.vision_tower.{rest}'),
+        rename('projector.model.0.{leaf}', 'model.multi_modal_projector.linear_1.{leaf}'),
+        rename('projector.model.2.{leaf}', 'model.multi_modal_projector.linear_2.{leaf}'),
     )
 
 

@@ -232,8 +232,14 @@ def _adapted(weights: Mapping[str, Weight], folder: Path, *, part: str) -> Itera
 
 def _lora_settings(folder: Path) -> dict[str, Any]:
     settings = read_source_json(str(folder), 'adapter_config.json') or {}
-    if settings.get('peft_type') != 'LORA' or not isinstance(settings.get('r'), int):
-        raise CheckpointError(f'{folder}/adapter_config.json: expected an adapter of type LORA with its rank r')
+    if settings.get('peft_type') != 'LORA':
+        raise CheckpointError(
+            f'{folder}/adapter_config.json: peft_type={settings.get("peft_type")!r}, expected an adapter of type LORA'
+        )
+    for name, least in (('r', 1), ('lora_alpha', 0)):
+        value = settings.get(name)
+        if not isinstance(value, int | float) or not least <= value < math.inf:
+            raise CheckpointError(f'{folder}/adapter_config.json: {name}={value!r}, expected a number from {least} on')
     for name in _UNREAD:
         if settings.get(name):
             raise CheckpointError(

@@ -4,7 +4,6 @@ The names are those of the Python files beside the weights on the hub. MiniCPM-V
 same (``model_type: minicpmv``) and are other models.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,11 +16,11 @@ from transformers import PreTrainedConfig
 
 from vlmtune.families import find_family
 from vlmtune.layouts.layout import Layout
-from vlmtune.layouts.names import Fused, Rename, Rule
+from vlmtune.layouts.names import Rule, rename
 from vlmtune.layouts.sentencepiece import fast_tokenizer
 from vlmtune.utils.errors import ModelError
 from vlmtune.utils.imports import import_name
-from vlmtune.utils.pretrained import read_source_json
+from vlmtune.utils.pretrained import read_source_json, write_json
 
 _NEEDED = (
     'vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads scale_emb scale_depth '
@@ -40,7 +39,6 @@ _WIDTHS = {  # of timm's SigLIP towers: width, heads, layers, width of the layer
     'so400m': (1152, 16, 27, 3.7362),
     'test': (32, 4, 3, 3.7362),  # none of timm's: what tests shrink a checkpoint to
 }
-_TOKENS = ('<image>', '</image>', '<slice>', '</slice>')
 _IMAGE_SETTINGS = ('max_slice_nums', 'scale_resolution', 'patch_size')
 
 # Only the last answer is ended by a token. A system message, which the original has not, leads the first question.
@@ -134,11 +132,6 @@ def _vision(raw: Mapping[str, Any]) -> dict[str, Any]:
 def _write_processor_files(source: Path, target: Path) -> None:
     config = read_source_json(str(source), 'config.json') or {}
     tokenizer = fast_tokenizer(source)
-    for token in _TOKENS:
-        if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
-            raise ModelError(
-                f'{source / "tokenizer.model"} lacks the token {token}, which MiniCPM-V 2.0 shows images by'
-            )
     if tokenizer.unk_token_id != config.get('unk_token_id', 0):
         raise ModelError(
             f'{source / "tokenizer.model"}: {tokenizer.unk_token} is token {tokenizer.unk_token_id}, but config.json: '
@@ -154,7 +147,7 @@ def _write_processor_files(source: Path, target: Path) -> None:
         if key in theirs:
             image[ours] = theirs[key]
     image['image_processor_type'] = 'SliceImageProcessor'
-    (target / 'preprocessor_config.json').write_text(json.dumps(image, indent=2) + '\n', 'utf-8')
+    write_json(target / 'preprocessor_config.json', image)
 
 
 # ---- weights
@@ -171,26 +164,26 @@ def _rules(config: PreTrainedConfig) -> tuple[Rule, ...]:
     }
     resampler = 'model.multi_modal_projector'
     return (
-        Rename('llm.model.{rest}', 'model.language_model.{rest}'),
-        Rename('llm.lm_head.weight', 'lm_head.weight'),
+        rename('llm.model.{rest}', 'model.language_model.{rest}'),
+        rename('llm.lm_head.weight', 'lm_head.weight'),
         _qkv(f'{theirs}.attn.qkv.{{leaf}}', f'{ours}.self_attn.*_proj.{{leaf}}'),
-        *(Rename(f'{theirs}.{name}.{{leaf}}', f'{ours}.{mine}.{{leaf}}') for name, mine in names.items()),
-        Rename('vpm.pos_embed', 'model.vision_tower.embeddings.position_embedding'),
-        Rename('vpm.patch_embed.proj.{leaf}', 'model.vision_tower.embeddings.patch_embedding.{leaf}'),
-        Rename('vpm.norm.{leaf}', 'model.vision_tower.post_layernorm.{leaf}'),
+        *(rename(f'{theirs}.{name}.{{leaf}}', f'{ours}.{mine}.{{leaf}}') for name, mine in names.items()),
+        rename('vpm.pos_embed', 'model.vision_tower.embeddings.position_embedding'),
+        rename('vpm.patch_embed.proj.{leaf}', 'model.vision_tower.embeddings.patch_embedding.{leaf}'),
+        rename('vpm.norm.{leaf}', 'model.vision_tower.post_layernorm.{leaf}'),
         _qkv('resampler.attn.in_proj_weight', f'{resampler}.attn.*_proj.weight'),
         _qkv('resampler.attn.in_proj_bias', f'{resampler}.attn.*_proj.bias'),
-        Rename('resampler.{rest}', f'{resampler}.{{rest}}'),
+        rename('resampler.{rest}', f'{resampler}.{{rest}}'),
     )
 
 
-def _qkv(original: str, native: str) -> Fused:
+def _qkv(original: str, native: str) -> Rule:
     """All queries, then all keys, then all values."""
 
     def split(fused: Tensor) -> Sequence[Tensor]:
         return [third.contiguous() for third in fused.chunk(3)]
 
-    return Fused(original, tuple(native.replace('*', part) for part in 'qkv'), split, torch.cat)  # type: ignore[arg-type]
+    return Rule(original, tuple(native.replace('*', part) for part in 'qkv'), split, torch.cat)
 
 
 MINICPMV = Layout(

@@ -7,24 +7,25 @@ both sides of a rule are the same, so a rule reads from left to right as well as
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from torch import Tensor
 
 _HOLE = re.compile(r'\{(\w+)\}')
 
 
+def _alone(tensor: Tensor) -> Sequence[Tensor]:
+    return (tensor,)
+
+
+def _only(tensors: list[Tensor]) -> Tensor:
+    (tensor,) = tensors
+    return tensor
+
+
 @dataclass(frozen=True)
-class Rename:
-    """The same tensor under another name."""
-
-    original: str
-    native: str
-
-
-@dataclass(frozen=True)
-class Fused:
-    """One tensor of the original that is several of ours.
+class Rule:
+    """One tensor of the original, which is one of ours or several.
 
     Attributes:
         original: its pattern.
@@ -35,26 +36,20 @@ class Fused:
 
     original: str
     native: tuple[str, ...]
-    split: Callable[[Tensor], Sequence[Tensor]]
-    join: Callable[[Sequence[Tensor]], Tensor]
+    split: Callable[[Tensor], Sequence[Tensor]] = _alone
+    join: Callable[[list[Tensor]], Tensor] = _only
 
 
-Rule: TypeAlias = Rename | Fused
+def rename(original: str, native: str) -> Rule:
+    """The same tensor under another name."""
+    return Rule(original, (native,))
 
 
 class Match(NamedTuple):
-    """What one tensor of the original is here."""
+    """What one tensor of the original is here: the rule, and the names of ours."""
 
     rule: Rule
     native: tuple[str, ...]
-
-    def split(self, tensor: Tensor) -> Sequence[Tensor]:
-        """Our tensors, one for each name."""
-        return (tensor,) if isinstance(self.rule, Rename) else self.rule.split(tensor)
-
-    def join(self, tensors: Sequence[Tensor]) -> Tensor:
-        """The tensor of the original."""
-        return tensors[0] if isinstance(self.rule, Rename) else self.rule.join(tensors)
 
 
 class NameMap:
@@ -77,8 +72,7 @@ class NameMap:
         """What a tensor of the original is here; None if no rule knows it."""
         for pattern, rule in self._by_original:
             if found := pattern.fullmatch(original):
-                natives = (rule.native,) if isinstance(rule, Rename) else rule.native
-                return Match(rule, tuple(native.format(**found.groupdict()) for native in natives))
+                return Match(rule, tuple(native.format(**found.groupdict()) for native in rule.native))
         return None
 
 

@@ -5,7 +5,6 @@ model lies in one of two ways: POINTS-Reader has that of transformers, POINTS-1.
 with keys and values in one matrix, and the two halves of the gated layer in another.
 """
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,15 +16,13 @@ from transformers import PreTrainedConfig
 
 from vlmtune.families import find_family
 from vlmtune.layouts.layout import Layout
-from vlmtune.layouts.names import Fused, Rename, Rule
-from vlmtune.layouts.token_ids import find_token_id
+from vlmtune.layouts.names import Rule, rename
 from vlmtune.utils.errors import ModelError
 from vlmtune.utils.imports import import_name
-from vlmtune.utils.pretrained import read_source_json
+from vlmtune.utils.pretrained import read_source_json, write_json
 
 _TOKENIZER_FILES = ('tokenizer.json', 'vocab.json', 'merges.txt', 'added_tokens.json', 'special_tokens_map.json')
 _IMAGE_TOKEN = '<|image_pad|>'
-_TOKENS = ('<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>', _IMAGE_TOKEN)
 _QWEN2 = (
     'vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads hidden_act '
     'max_position_embeddings initializer_range rms_norm_eps rope_theta rope_scaling rope_parameters use_sliding_window '
@@ -92,7 +89,6 @@ def _read_config(raw: Mapping[str, Any]) -> PreTrainedConfig:
         vision_config={'model_type': 'qwen2_vl_vision', **{k: vision[k] for k in _VISION if k in vision}},  # type: ignore[index,operator]
         image_token_id=raw.get('image_token_id'),
         tie_word_embeddings=bool(llm.get('tie_word_embeddings', False)),  # type: ignore[union-attr]
-        fused_llm=kind == 'custom_llama',
         dtype=raw.get('torch_dtype') or raw.get('dtype'),
     )
     return config
@@ -127,16 +123,15 @@ def _write_processor_files(source: Path, target: Path) -> None:
     # Its chat template is that of Qwen2.5, which knows no images and adds a system message; POINTS does not use it.
     for key in ('chat_template', 'auto_map', 'processor_class'):
         settings.pop(key, None)
-    _write_json(target / 'tokenizer_config.json', settings)
-    for token in _TOKENS:
-        find_token_id(source, token)  # raises where there is none
+    write_json(target / 'tokenizer_config.json', settings)
     image = _read_json(source, 'preprocessor_config.json')
     kept = {key: image[key] for key in _IMAGE_SETTINGS if key in image}
-    size = image.get('size') or {}
+    size = image.get('size')
+    size = size if isinstance(size, Mapping) else {}
     for limit, edge in (('min_pixels', 'shortest_edge'), ('max_pixels', 'longest_edge')):
         if (pixels := image.get(limit, size.get(edge))) is not None:
             kept[limit] = pixels
-    _write_json(target / 'preprocessor_config.json', {**kept, 'image_processor_type': 'Qwen2VLImageProcessor'})
+    write_json(target / 'preprocessor_config.json', {**kept, 'image_processor_type': 'Qwen2VLImageProcessor'})
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -146,26 +141,16 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
-
-
 # ---- weights
 
 
 def _rules(config: Any) -> tuple[Rule, ...]:
-    llm = (
-        _custom_llama_rules(config.text_config)
-        if config.fused_llm
-        else (
-            Rename('llm.model.{rest}', 'model.language_model.{rest}'),
-            Rename('llm.lm_head.weight', 'lm_head.weight'),
-        )
-    )
     return (
-        *llm,
-        Rename('vision_encoder.{rest}', 'model.vision_tower.{rest}'),
-        Rename('vision_projector.{rest}', 'model.multi_modal_projector.{rest}'),
+        rename('llm.model.{rest}', 'model.language_model.{rest}'),
+        rename('llm.lm_head.weight', 'lm_head.weight'),
+        *_custom_llama_rules(config.text_config),
+        rename('vision_encoder.{rest}', 'model.vision_tower.{rest}'),
+        rename('vision_projector.{rest}', 'model.multi_modal_projector.{rest}'),
     )
 
 
@@ -193,12 +178,12 @@ def _custom_llama_rules(text_config: Any) -> tuple[Rule, ...]:
     keys_and_values = tuple(f'{ours}.self_attn.{name}_proj.{{leaf}}' for name in 'kv')
     up_and_gate = tuple(f'{ours}.mlp.{name}_proj.weight' for name in ('up', 'gate'))
     return (
-        Fused(f'{theirs}.attention.key_value_dense.{{leaf}}', keys_and_values, split_heads, join_heads),
-        Fused(f'{theirs}.mlp.dense_h_to_4h.weight', up_and_gate, halves, torch.cat),  # type: ignore[arg-type]
-        *(Rename(f'{theirs}.{name}.{{leaf}}', f'{ours}.{mine}.{{leaf}}') for name, mine in names.items()),
-        Rename('llm.lm.embed_in.weight', 'model.language_model.embed_tokens.weight'),
-        Rename('llm.lm.final_layer_norm.weight', 'model.language_model.norm.weight'),
-        Rename('llm.embed_out.weight', 'lm_head.weight'),
+        Rule(f'{theirs}.attention.key_value_dense.{{leaf}}', keys_and_values, split_heads, join_heads),
+        Rule(f'{theirs}.mlp.dense_h_to_4h.weight', up_and_gate, halves, torch.cat),
+        *(rename(f'{theirs}.{name}.{{leaf}}', f'{ours}.{mine}.{{leaf}}') for name, mine in names.items()),
+        rename('llm.lm.embed_in.weight', 'model.language_model.embed_tokens.weight'),
+        rename('llm.lm.final_layer_norm.weight', 'model.language_model.norm.weight'),
+        rename('llm.embed_out.weight', 'lm_head.weight'),
     )
 
 

@@ -155,16 +155,17 @@ def to_native(
                 f'{weight.file}: {original} holds {str(weight.dtype).removeprefix("torch.")}, as quantised checkpoints '
                 'do; expected floating-point weights'
             )
-        for name, shape in zip(match.native, native_shapes(match.split, weight), strict=True):
+        for name, shape in zip(match.native, native_shapes(match.rule.split, weight), strict=True):
             if shape != tuple(expected[name]):
                 raise ModelError(
                     f'{weight.file}: {original} is {weight.shape}, which makes {name} {shape}; config.json asks for '
                     f'{tuple(expected[name])}'
                 )
-        found.update(zip(match.native, match.split(weight.read()), strict=True))
+        found.update(zip(match.native, match.rule.split(weight.read()), strict=True))
     missing = sorted(name for name in expected if name not in found and name not in tied)
     if missing or unknown:
-        raise ModelError(_misfit(layout, unknown, missing))
+        folders = {str(weight.file.parent) for weight in weights.values()}
+        raise ModelError(_misfit(layout, sorted(folders), unknown, missing))
     return found
 
 
@@ -176,13 +177,14 @@ def native_shapes(split: Callable[[Tensor], object], weight: Weight) -> list[tup
         return [weight.shape]
 
 
-def _misfit(layout: Layout, unknown: list[str], missing: list[str]) -> str:
+def _misfit(layout: Layout, folders: list[str], unknown: list[str], missing: list[str]) -> str:
     kinds = []
     if unknown:
         kinds.append(f'{len(unknown)} weights are unknown (first: {sorted(unknown)[0][:_LONGEST]})')
     if missing:
         kinds.append(f'{len(missing)} are missing (first, by the name here: {missing[0]})')
-    return f'the checkpoint is no {layout.name} as config.json describes it: {" and ".join(kinds)}'
+    where = ' and '.join(folders)
+    return f'the weights in {where} are no {layout.name} as config.json describes it: {" and ".join(kinds)}'
 
 
 # ---- to the original
@@ -210,7 +212,7 @@ def to_original(
                 raise ModelError(f'{weight.file}: {original} is nothing that a {layout.name} holds')
             yield original, weight.read()
             continue
-        tensor = match.join([tensors[name] for name in match.native])
+        tensor = match.rule.join([tensors[name] for name in match.native])
         if tuple(tensor.shape) != weight.shape:
             raise ModelError(
                 f'{original} was {weight.shape} and is {tuple(tensor.shape)} now, which the original layout has no '

@@ -1,6 +1,6 @@
 """Loads a model of a known family."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from vlmtune.utils.pretrained import FAILURES, find_folder, load_pretrained, rea
 
 GENERATION_FILE = 'generation_config.json'
 AUTO_CLASSES = {'causal_lm': AutoModelForCausalLM, 'image_text_to_text': AutoModelForImageTextToText}
-WITH_REPORT: dict[str, Any] = dict(output_loading_info=True, ignore_mismatched_sizes=True)
+_WITH_REPORT: dict[str, Any] = dict(output_loading_info=True, ignore_mismatched_sizes=True)
 _KINDS = dict(missing_keys='missing', unexpected_keys='unknown', mismatched_keys='of another shape')
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
@@ -95,6 +95,7 @@ def load_model(
     device: str | torch.device = 'cpu',
     trust_remote_code: bool = False,
     revision: str | None = None,
+    refuse_unknown: bool = False,
 ) -> tuple[PreTrainedModel, Family]:
     """A transformers model and the row of its family.
 
@@ -102,8 +103,13 @@ def load_model(
     device 'meta' no weight is read or made; quantised layers are then plain ones. Random generators are left alone:
     whether and what loading draws depends on how the weights are loaded, and what is drawn next must not.
 
+    Args:
+        refuse_unknown: refuse weights that the model does not have, too; in other layouts than that of transformers
+            they always are. Older files hold tables that are computed now, which harm no training.
+
     Raises:
-        ModelError: the checkpoint cannot be read or its family is not supported.
+        ModelError: the checkpoint cannot be read, its family is not supported, or a weight is missing or of another
+            shape; the first is named.
         ConfigError: an unknown quantization.
     """
     source: dict[str, Any] = dict(trust_remote_code=trust_remote_code, revision=revision)
@@ -121,8 +127,10 @@ def load_model(
     layout = find_layout(name_or_path, revision=revision)
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
         if layout is None:
-            model, info = load_pretrained(auto_class(family), name_or_path, **options, **source, **WITH_REPORT)
-            refuse_misfit(name_or_path, info, kinds=('missing_keys', 'mismatched_keys'))
+            if refuse_unknown and (folder := Path(name_or_path).expanduser()).is_dir():
+                open_weights(folder)  # names the file that is missing or broken
+            model, info = load_pretrained(auto_class(family), name_or_path, **options, **source, **_WITH_REPORT)
+            _refuse_misfit(name_or_path, info, kinds=_KINDS if refuse_unknown else ('missing_keys', 'mismatched_keys'))
         else:
             folder = find_folder(name_or_path, revision=revision)
             model = _load_original(folder, layout=layout, config=config, options=options)
@@ -130,12 +138,12 @@ def load_model(
     return model, family
 
 
-def refuse_misfit(name_or_path: str, info: Mapping[str, Any], *, kinds: Sequence[str] = tuple(_KINDS)) -> None:
+def _refuse_misfit(name_or_path: str, info: Mapping[str, Any], *, kinds: Iterable[str] = _KINDS) -> None:
     """Raise if a checkpoint and its config.json differ, of which transformers only warns.
 
     Args:
         name_or_path: of the checkpoint.
-        info: of ``from_pretrained(..., **WITH_REPORT)``.
+        info: of ``from_pretrained(..., **_WITH_REPORT)``.
         kinds: of differences.
 
     Raises:
@@ -164,7 +172,9 @@ def _load_original(
     found = (layout.open_weights or open_weights)(folder)
     weights = to_native(found, layout=layout, config=config, expected=expected, tied=_tied(outline))
     weights = _by_names_in_files(weights, outline)
-    model = load_converted(type(outline), config=config, weights=weights, options=options)
+    model_class: Any = type(outline)
+    model, info = model_class.from_pretrained(None, config=config, state_dict=weights, **options, **_WITH_REPORT)
+    _refuse_misfit(str(folder), info)
     if (folder / GENERATION_FILE).is_file():
         model.generation_config = load_pretrained(GenerationConfig, str(folder))
     return model
@@ -178,33 +188,6 @@ def _by_names_in_files(weights: Mapping[str, Tensor], outline: PreTrainedModel) 
     mapping = get_model_conversion_mapping(outline, add_legacy=False)
     renamings = [step.reverse_transform() for step in reversed(mapping) if isinstance(step, WeightRenaming)]
     return {apply_renamings(name, renamings): tensor for name, tensor in weights.items()}  # type: ignore[arg-type]
-
-
-def load_converted(
-    model_class: type[PreTrainedModel],
-    *,
-    config: PreTrainedConfig,
-    weights: Mapping[str, Tensor],
-    options: Mapping[str, Any],
-) -> PreTrainedModel:
-    """A model from weights by the names of its modules, or those that transformers gives them in files.
-
-    Args:
-        model_class: of transformers or ours.
-        config: of the model.
-        weights: all of them; those that are tied to others may be left out.
-        options: of ``from_pretrained``: dtype, attn_implementation, quantization_config, device_map.
-
-    Raises:
-        ModelError: a weight was not taken.
-    """
-    loaded: Any = model_class.from_pretrained(
-        None, config=config, state_dict=dict(weights), output_loading_info=True, **options
-    )
-    model, info = loaded
-    if wrong := sorted({*info['missing_keys'], *info['unexpected_keys'], *map(str, info['mismatched_keys'])}):
-        raise ModelError(f'{len(wrong)} weights of {model_class.__name__} were not taken (first: {wrong[0]})')
-    return model
 
 
 def _tied(model: PreTrainedModel) -> frozenset[str]:

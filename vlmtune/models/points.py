@@ -25,7 +25,6 @@ class PointsConfig(PreTrainedConfig):
         text_config: of the Qwen2.
         vision_config: of the encoder; its ``hidden_size``, the width of Qwen2-VL's own merger, means nothing here.
         image_token_id: the token whose places the features take.
-        fused_llm: the checkpoint that it was read from keeps the language model in the layout of POINTS-1.5.
     """
 
     model_type = 'points'
@@ -35,7 +34,6 @@ class PointsConfig(PreTrainedConfig):
     vision_config: dict | PreTrainedConfig | None = None
     image_token_id: int | None = None
     tie_word_embeddings: bool = False
-    fused_llm: bool = False
 
 
 class PointsModel(ImageTextModel):

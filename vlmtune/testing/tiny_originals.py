@@ -1,7 +1,7 @@
 """Tiny checkpoints in layouts other than that of transformers: files and names as their makers have them."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from vlmtune.families import find_family
-from vlmtune.layouts import Fused, Layout, Rule, find_layout, read_config
-from vlmtune.layouts.names import NameMap, Rename
+from vlmtune.layouts import Layout, find_layout, read_config
 from vlmtune.models.loading import auto_class
+from vlmtune.testing import original_names
 from vlmtune.testing.tiny_processors import PREPROCESSORS
 from vlmtune.testing.tiny_sentencepiece import write_tokenizer_model
 from vlmtune.testing.tiny_tokenizers import build_tokenizer
@@ -31,6 +31,8 @@ class TinyOriginal:
         tokenizer: a key of ``tiny_tokenizers.TOKENIZERS``.
         llm_key: what config.json calls the language model's settings; '' if they stand at its top.
         config: config.json, but for the size of the vocabulary.
+        llm_prefix: what stands before the names of the language model's weights.
+        names: of all others, patterns of ``original_names``.
         preprocessor: a key of ``tiny_processors.PREPROCESSORS``; None where there is no file.
         kept: shapes of tensors that the native model does not hold.
         pieces: the tokenizer lies as a tokenizer.model, and puts a space before every text, or not; None: it does not.
@@ -40,6 +42,8 @@ class TinyOriginal:
     tokenizer: str
     llm_key: str
     config: Mapping[str, Any]
+    llm_prefix: str = ''
+    names: Sequence[str] = ()
     preprocessor: str | None = None
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     pieces: Literal['prefix', 'no_prefix'] | None = None
@@ -115,6 +119,8 @@ TINY_ORIGINALS: Mapping[str, TinyOriginal] = {
             'llm_config': _QWEN2,
             'vision_config': _POINTS_VISION,
         },
+        llm_prefix='llm.',
+        names=original_names.POINTS,
         preprocessor='qwen2_vl',
         kept={'vision_encoder.merger.ln_q.weight': (32,), 'vision_encoder.merger.mlp.2.weight': (48, 128)},
     ),
@@ -136,6 +142,8 @@ TINY_ORIGINALS: Mapping[str, TinyOriginal] = {
             'use_thumbnail': True,
             'max_dynamic_patch': 4,
         },
+        llm_prefix='language_model.',
+        names=original_names.INTERNVL,
         pieces='no_prefix',
     ),
     'minicpmv2': TinyOriginal(
@@ -143,6 +151,8 @@ TINY_ORIGINALS: Mapping[str, TinyOriginal] = {
         tokenizer='minicpmv',
         llm_key='',
         config=_MINICPMV,
+        llm_prefix='llm.',
+        names=original_names.MINICPMV,
         pieces='prefix',
     ),
 }
@@ -183,36 +193,32 @@ def write_tiny_original(
     weights = dict(model.to(getattr(torch, dtype)).state_dict())
     if native.tie_word_embeddings:
         weights.pop('lm_head.weight')
-    original = original_weights(weights, layout=layout, config=native)
+    original = _original_weights(weights, _names(row, config), layout=layout, config=native)
     generator = torch.Generator().manual_seed(0)
     for key, shape in row.kept.items():
         original[key] = torch.randn(shape, generator=generator).to(getattr(torch, dtype))
     save_file(original, path / 'model.safetensors', metadata={'format': 'pt'})
 
 
-def original_weights(weights: Mapping[str, Tensor], *, layout: Layout, config: Any) -> dict[str, Tensor]:
-    """Weights of a native model by the names of the original; every one must have a place there."""
-    left = dict(weights)
-    found: dict[str, Tensor] = {}
-    for rule in layout.rules(config):
-        # The rule from right to left, seen as the rule of one name.
-        natives = (rule.native,) if isinstance(rule, Rename) else rule.native
-        back = NameMap([Rename(natives[0], '\n'.join((rule.original, *natives)))])
-        for key in list(left):
-            match = back.match(key) if key in left else None
-            if match is None:
-                continue
-            original, *names = match.native[0].split('\n')
-            if original in found or not all(name in left for name in names):
-                continue
-            found[original] = _joined(rule, [left.pop(name) for name in names])
+def _original_weights(
+    weights: Mapping[str, Tensor], names: Sequence[str], *, layout: Layout, config: PreTrainedConfig
+) -> dict[str, Tensor]:
+    """Those of ``names`` that a native model with these weights has in the original; every weight must be in one."""
+    left, found = dict(weights), {}
+    name_map = layout.name_map(config)
+    for name in names:
+        match = name_map.match(name)
+        if match is not None and all(native in left for native in match.native):
+            found[name] = match.rule.join([left.pop(native) for native in match.native]).clone().contiguous()
     if left:
         raise ValueError(f'{sorted(left)} have no place in {layout.name}')
     return found
 
 
-def _joined(rule: Rule, tensors: list[Tensor]) -> Tensor:
-    return (rule.join(tensors) if isinstance(rule, Fused) else tensors[0]).clone().contiguous()
+def _names(row: TinyOriginal, config: Mapping[str, Any]) -> list[str]:
+    llm = (config[row.llm_key] if row.llm_key else config)['model_type']
+    patterns = original_names.LANGUAGE_MODELS.get(llm, original_names.LANGUAGE_MODELS['transformers'])
+    return original_names.expand([*(row.llm_prefix + pattern for pattern in patterns), *row.names])
 
 
 def _config(row: TinyOriginal, *, tokenizer: PreTrainedTokenizerBase, overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -112,6 +112,12 @@ def read_source_json(source: str, name: str, *, revision: str | None = None) -> 
     if not isinstance(content, dict):
         raise ModelError(f'{found} holds a {type(content).__name__}, expected an object')
     return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a json file, its keys in order; dtypes become their names."""
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, default=str)
+    path.write_text(text + '\n', 'utf-8')
 
 
 def find_folder(name_or_path: str, *, revision: str | None = None, patterns: Sequence[str] | None = None) -> Path:

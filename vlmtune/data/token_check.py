@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from vlmtune.data.processor import Processor
 
 _OF_TEMPLATES = re.compile(r'<\|[^<>|\s]+\|>')  # MiniCPM writes <AI> as plain text, so only what is surely a token
-_OF_IMAGES = re.compile(r'</?[^<>/\s\d]+>')  # those with a number are as many as the tokenizer's makers wanted
-_SIZE = ImageSize(height=336, width=448)
+# Of numbered ones only the first: there are as many rows and columns as the tokenizer's makers wanted.
+_OF_IMAGES = re.compile(r'</?(?:[^<>/\s\d]|(?<!\d)1(?!\d))+>')
+_SIZE = ImageSize(height=2000, width=3000)  # large, so that an image is cut where images are cut
 
 
 def check_special_tokens(processor: 'Processor', *, own_template: bool = True) -> None:
@@ -22,7 +23,8 @@ def check_special_tokens(processor: 'Processor', *, own_template: bool = True) -
 
     Args:
         processor: complete.
-        own_template: the chat template is the model's own; one that a config names may be plain text to a model.
+        own_template: the chat template is that of the model or its family; one that a config names may be plain text
+            to a model.
 
     Raises:
         ModelError: a token is missing; the first is named.
@@ -31,8 +33,9 @@ def check_special_tokens(processor: 'Processor', *, own_template: bool = True) -
     lacking = sorted(text for text in written if len(processor.encoder.template_ids(text)) != 1)
     if lacking:
         raise ModelError(
-            f'{processor.source}: the tokenizer (tokenizer.json, added_tokens) lacks {len(lacking)} special tokens of '
-            f'{processor.family.model_type} (first: {lacking[0]}); take the tokenizer files that belong to the model'
+            f'{processor.source}: the tokenizer (tokenizer.json or tokenizer.model, added_tokens) lacks {len(lacking)} '
+            f'special tokens of {processor.family.model_type} (first: {lacking[0]}); take the tokenizer '
+            'files that belong to the model'
         )
 
 

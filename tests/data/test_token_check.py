@@ -33,12 +33,24 @@ def test_a_complete_tokenizer(name, tiny_model):
         ('qwen2_5_vl', '<|vision_start|>'),
         ('qwen2', '<|im_start|>'),
         ('smolvlm', '<row_1_col_1>'),
+        ('points', '<|im_start|>'),
     ],
 )
 def test_a_token_that_is_missing(name, token, tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model(name), tmp_path / name)
     without_token(folder, token)
     with pytest.raises(ModelError, match=rf'lacks 1 special tokens of {name} \(first: {token}\)'.replace('|', r'\|')):
+        Processor(str(folder))
+
+
+def test_a_token_around_slices_that_is_missing(tiny_model, tmp_path):
+    """Only large images have slices."""
+    folder = shutil.copytree(tiny_model('minicpmv2'), tmp_path / 'minicpmv2')
+    path = folder / 'tokenizer.model'
+    path.write_bytes(path.read_bytes().replace(b'</slice>', b'</slicf>'))
+    for other in folder.glob('*token*.json'):
+        other.write_text(other.read_text().replace('</slice>', '</slicf>'))
+    with pytest.raises(ModelError, match=r'lacks 1 special tokens of minicpmv2 \(first: </slice>\)'):
         Processor(str(folder))
 
 
