@@ -77,7 +77,8 @@ def load_pretrained(
     except torch.OutOfMemoryError:
         raise
     except FAILURES as error:
-        raise ModelError(f'cannot load {name_or_path} with {auto_class.__name__}: {reason_of(error)}') from error
+        what = name_or_path if os.path.isdir(path) else f'{name_or_path} (no folder here, so taken for a hub id)'
+        raise ModelError(f'cannot load {what} with {auto_class.__name__}: {reason_of(error)}') from error
 
 
 def reason_of(error: Exception) -> str:

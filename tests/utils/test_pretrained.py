@@ -1,0 +1,22 @@
+import pytest
+
+from vlmtune.utils.errors import ModelError
+from vlmtune.utils.pretrained import load_pretrained
+
+
+class Unreachable:
+    """In place of an Auto class: the hub cannot be reached."""
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        raise OSError("we couldn't connect")
+
+
+def test_a_name_that_is_no_folder_is_told_to_be_taken_for_a_hub_id(tmp_path):
+    with pytest.raises(
+        ModelError, match=r'cannot load models/mine \(no folder here, so taken for a hub id\) with Unr.*connect'
+    ):
+        load_pretrained(Unreachable, 'models/mine')
+    (tmp_path / 'config.json').write_text('{}')
+    with pytest.raises(ModelError, match=rf'cannot load {tmp_path} with Unreachable'):
+        load_pretrained(Unreachable, str(tmp_path))
