@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from vlmtune.layouts.layout import Layout
-from vlmtune.utils.errors import ModelError
+from vlmtune.utils.errors import ModelError, one_line
 from vlmtune.utils.pretrained import read_source_json
 from vlmtune.utils.safe_torch import legacy_weights
 
@@ -22,7 +22,6 @@ _DTYPES = {
     'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16,
     'I64': torch.int64, 'I32': torch.int32, 'I16': torch.int16, 'I8': torch.int8, 'U8': torch.uint8, 'BOOL': torch.bool,
 }  # fmt: skip
-_LONGEST = 160  # characters of a name that messages show
 INDEX_FILES = ('model.safetensors.index.json', 'pytorch_model.bin.index.json')
 
 
@@ -65,12 +64,12 @@ def _indexed(folder: Path, index: Path) -> dict[str, Weight]:
     files = sorted({str(file) for file in places.values()})
     if missing := [file for file in files if not _is_file_in(folder, file)]:
         raise ModelError(
-            f'{folder} lacks {missing[0][:_LONGEST]}, one of {len(files)} files that {index.name} names; download it'
+            f'{folder} lacks {one_line(missing[0])}, one of {len(files)} files that {index.name} names; download it'
         )
     found = {name: weight for file in files for name, weight in open_file(folder / file).items()}
     if absent := sorted(set(places) - set(found)):
         name = absent[0]
-        raise ModelError(f'{folder / places[name]} lacks {name[:_LONGEST]}, which {index.name} says is in it')
+        raise ModelError(f'{folder / places[name]} lacks {one_line(name)}, which {index.name} says is in it')
     return found
 
 
@@ -180,7 +179,7 @@ def native_shapes(split: Callable[[Tensor], object], weight: Weight) -> list[tup
 def _misfit(layout: Layout, folders: list[str], unknown: list[str], missing: list[str]) -> str:
     kinds = []
     if unknown:
-        kinds.append(f'{len(unknown)} weights are unknown (first: {sorted(unknown)[0][:_LONGEST]})')
+        kinds.append(f'{len(unknown)} weights are unknown (first: {one_line(sorted(unknown)[0])})')
     if missing:
         kinds.append(f'{len(missing)} are missing (first, by the name here: {missing[0]})')
     where = ' and '.join(folders)

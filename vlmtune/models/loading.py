@@ -21,7 +21,7 @@ from vlmtune.families import Family, find_family
 from vlmtune.layouts import Layout, find_layout, find_source, open_weights, read_config, to_native
 from vlmtune.models.quantization import quantization_config
 from vlmtune.models.sharded import built_whole, convert_by_logical_shape
-from vlmtune.utils.errors import ConfigError, ModelError
+from vlmtune.utils.errors import ConfigError, ModelError, one_line
 from vlmtune.utils.imports import import_name
 from vlmtune.utils.pretrained import FAILURES, find_folder, load_pretrained, reason_of
 
@@ -158,7 +158,7 @@ def _refuse_misfit(name_or_path: str, info: Mapping[str, Any], *, kinds: Iterabl
 
 def _described(key: Any) -> str:
     if isinstance(key, str):
-        return key
+        return one_line(key)
     name, found, expected = key
     return f'{name} is {tuple(found)}, expected {tuple(expected)}'
 

@@ -4,7 +4,9 @@ import re
 
 from vlmtune.utils.secrets import without_secrets
 
-_CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f]+')
+_CONTROL = re.compile(
+    r'[\x00-\x09\x0b-\x1f\x7f-\x9f]+'
+)  # line breaks are ours: lists of mistakes, tracebacks of workers
 
 DATA_ERROR_KINDS = {
     'unreadable_row': 'row cannot be read',
@@ -22,6 +24,11 @@ DATA_ERROR_KINDS = {
 """What can be wrong with a row: the word that programs read, and what people read."""
 
 
+def one_line(text: str, *, most: int = 160) -> str:
+    """A name out of a file, for a message: what is no plain character is written out, and what is too long is cut."""
+    return repr(text[:most])[1:-1]
+
+
 class UserError(Exception):
     """Something the user gave cannot be used; the message says what was found, what was expected, what to do.
 
@@ -32,7 +39,7 @@ class UserError(Exception):
     told_by_first_rank = False
 
     def __init__(self, message: str = '', *rest: object) -> None:
-        # Names out of files are shown, and may hold line breaks or what terminals obey.
+        # Names out of files are shown, and may hold what terminals obey.
         shown = _CONTROL.sub(lambda found: repr(found[0])[1:-1], str(message))
         super().__init__(without_secrets(shown), *rest)
 
