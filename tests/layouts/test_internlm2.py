@@ -21,7 +21,7 @@ from vlmtune.utils.errors import ModelError
 TESTS = Path(__file__).resolve().parents[1]
 GOLDENS = ('internlm2', 'internlm2_biased')
 CASES = ('english', 'chinese', 'several_turns', 'long')
-# The same operations in another order, in float32, on logits of size 5: measured 2e-6.
+# The same operations in another order, in float32, on logits of size 5: measured 4e-6.
 TOLERANCE = 1e-5
 
 
