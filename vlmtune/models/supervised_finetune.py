@@ -121,9 +121,8 @@ class SupervisedFinetune(nn.Module):
         self._grow_embeddings(vocab_size)
         self._apply_plans()
         self.plans = apply_checkpointing(self.model, self.plans, family=self.family, default=gradient_checkpointing)
-        self._noise: EmbeddingNoise | None = None
-        if neftune_noise_alpha:
-            self._noise = EmbeddingNoise(self.model.get_input_embeddings(), alpha=neftune_noise_alpha)
+        alpha = neftune_noise_alpha
+        self._noise = EmbeddingNoise(self.model.get_input_embeddings(), alpha=alpha) if alpha else None
         if liger_kernel:
             apply_liger(self.model)
 
@@ -243,8 +242,7 @@ class SupervisedFinetune(nn.Module):
 
     def model_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """What the transformers model takes: a batch without its labels, and what keeps the samples of a row apart."""
-        notes = ('labels', 'filler_tokens')
-        inputs: dict[str, Any] = {name: tensor for name, tensor in batch.items() if name not in notes}
+        inputs: dict[str, Any] = {n: tensor for n, tensor in batch.items() if n not in ('labels', 'filler_tokens')}
         if self.family.has_vision:
             frames = getattr(self.model.config.vision_config, 'temporal_patch_size', 1)
             inputs = finish_images(inputs, frames=frames)
