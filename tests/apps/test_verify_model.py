@@ -79,6 +79,7 @@ def test_the_figures_are_those_of_the_logits_and_repeat(tiny_model):
     other = verify(str(tiny_model('llama', seed=3)), dtype='float32', device=CPU)
     assert other.cases[0].inputs == first.cases[0].inputs
     assert other.cases[0].logits != first.cases[0].logits
+    assert other.cases[0].checksum != first.cases[0].checksum
     (token, _, value), *_ = first.cases[0].top
     assert 0 <= token < 448
     assert value <= first.cases[0].logits['highest'] + 1e-4

@@ -45,7 +45,8 @@ class Case:
     """What one fixed input gives.
 
     ``inputs`` are checksums of the inputs: equal wherever the same is asked, to the bit. The figures of the logits are
-    equal up to rounding, which differs between machines.
+    equal up to rounding, which differs between machines; ``checksum`` is that of their float32 bits, which repeat on one
+    machine.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Case:
     image_tokens: int
     inputs: dict[str, str]
     logits: dict[str, float]
+    checksum: str
     top: list[tuple[int, str, float]]
     answer: str
 
@@ -208,6 +210,7 @@ def _case(model: PreTrainedModel, processor: Processor, name: str, conversation:
         image_tokens=image_tokens,
         inputs=checksums,
         logits=_figures(logits),
+        checksum=_checksum(logits),
         top=top,
         answer=answer,
     )
@@ -254,7 +257,7 @@ def as_text(found: Verification) -> str:
         lines += [
             f'{case.name}: {case.tokens} tokens{images}',
             '  inputs  ' + ' '.join(f'{name}={value}' for name, value in case.inputs.items()),
-            '  logits  ' + ' '.join(f'{name}={value:.6g}' for name, value in case.logits.items()),
+            f'  logits  {case.checksum} ' + ' '.join(f'{name}={value:.6g}' for name, value in case.logits.items()),
             '  next    ' + ' '.join(f'{token!r}={value:.4f}' for _, token, value in case.top),
             f'  answer  {case.answer!r}',
         ]
