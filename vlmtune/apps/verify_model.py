@@ -45,8 +45,8 @@ class Case:
     """What one fixed input gives.
 
     ``inputs`` are checksums of the inputs: equal wherever the same is asked, to the bit. The figures of the logits are
-    equal up to rounding, which differs between machines; ``checksum`` is that of their float32 bits, which repeat on one
-    machine.
+    equal up to rounding, which differs between machines; ``checksum`` is that of their float32 bits, which repeat on
+    one machine.
     """
 
     name: str
