@@ -3,10 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := .venv/.installed
+EXTRAS := dev,quickstart,tensorboard,metrics,demo,serve
 CODE := vlmtune tests tools configs setup.py $(wildcard benchmarks quickstart)
 TESTS := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 -rs
 
-.PHONY: install format checks test test-slow chaos quickstart bench models clean
+.PHONY: install format checks test test-slow test-browser chaos quickstart bench models clean
 
 install: $(INSTALLED)
 
@@ -15,7 +16,7 @@ install: $(INSTALLED)
 $(INSTALLED): setup.py requirements.txt constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) install -q -c constraints.txt setuptools wheel torch
-	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[dev,quickstart,tensorboard]'
+	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
 	touch $@
 
 format: install
@@ -29,10 +30,14 @@ checks: install
 	$(BIN)/python -m pytest -q tests/test_floors.py
 
 test: install
-	$(TESTS) -m 'not slow and not chaos and not gpu'
+	$(TESTS) -m 'not slow and not chaos and not browser and not gpu'
 
 test-slow: install
-	$(TESTS) -m 'slow and not gpu'
+	$(TESTS) -m 'slow and not browser and not gpu'
+
+# Needs Chromium (Debian: apt-get install chromium).
+test-browser: install
+	$(TESTS) -n 0 -m browser
 
 # Hundreds of killed runs; it prints how many were killed where.
 chaos: install

@@ -13,9 +13,22 @@ VERSION = next(
 REQUIREMENTS = [line for line in (HERE / 'requirements.txt').read_text().splitlines() if line and line[0] != '#']
 EXTRAS = {
     'tensorboard': ['tensorboard>=2.20'],
+    'metrics': ['jiwer>=4.0', 'rouge-score>=0.1.2', 'sacrebleu>=2.6'],
+    'demo': ['gradio>=6.31'],
+    'serve': ['transformers[serving]>=5.23'],
     'quickstart': ['easy-vqa>=1.0'],
     'bench': ['trl>=1.16'],
-    'dev': ['pytest>=9', 'pytest-xdist>=3.8', 'ruff>=0.17', 'mypy>=2.4', 'setuptools>=77', 'wheel'],
+    'dev': [
+        'anls>=0.0.2',
+        'mypy>=2.4',
+        'openai>=3.54',
+        'playwright>=1.65',
+        'pytest>=9',
+        'pytest-xdist>=3.8',
+        'ruff>=0.17',
+        'setuptools>=77',
+        'wheel',
+    ],
 }
 
 

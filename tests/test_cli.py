@@ -12,7 +12,7 @@ import pytest
 
 from vlmtune import __version__, recipes
 from vlmtune.cli import build_parser, main
-from vlmtune.cli_verbs import train_command
+from vlmtune.verbs.train import train_command
 from vlmtune.utils.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,15 +1,50 @@
-"""What each verb of the command line does. Heavy imports stand inside, so that the other verbs answer at once."""
+"""``vlmtune train``."""
 
 import argparse
 import os
 import shlex
 from typing import Any
 
-from vlmtune.apps.configs import copy_config, list_configs
 from vlmtune.utils.errors import Stopped, UserError
+from vlmtune.verbs.options import add_overrides, add_verb, positive
 
 NPROC_VARIABLE = 'NPROC_PER_NODE'
 """How many processes ``train`` starts where --nproc does not say."""
+
+
+def add_to(verbs: Any) -> None:
+    """The verbs of this file."""
+    verb = add_verb(verbs, 'train', run_train, 'train as a config says')
+    verb.add_argument('config', metavar='CONFIG', help='a .py file, or the name of a built-in config')
+    verb.add_argument('--work-dir', metavar='D', help='where checkpoints and logs go (work_dirs/<config>)')
+    verb.add_argument(
+        '--resume',
+        nargs='?',
+        const=True,
+        default=False,
+        metavar='CKPT',
+        help='continue from CKPT, or from the newest checkpoint of the work dir; starts fresh if there is none',
+    )
+    verb.add_argument(
+        '--reset-optimizer', action='store_true', help="with --resume: all but the optimizer's state, which starts anew"
+    )
+    add_overrides(verb)
+    verb.add_argument('--seed', type=int, metavar='N')
+    verb.add_argument('--launcher', choices=('none', 'pytorch', 'slurm'), default='none', help='who started us')
+    verb.add_argument('--deepspeed', metavar='NAME', help='zero1, zero2, zero3, zero2_offload, zero3_offload or a file')
+    verb.add_argument(
+        '--nproc',
+        type=positive,
+        metavar='N',
+        help=f'start N processes on this machine through torchrun (or ${NPROC_VARIABLE})',
+    )
+    verb.add_argument(
+        '--max-restarts',
+        type=positive,
+        metavar='K',
+        help='with --nproc: when a process fails, start all again, up to K times, from the newest checkpoint',
+    )
+    verb.add_argument('--dry-run', action='store_true', help='check config and data, say what would happen, and stop')
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -92,67 +127,3 @@ def resume_command(arguments: argparse.Namespace) -> str:
 def _given(arguments: argparse.Namespace, *names: str) -> list[str]:
     values = {f'--{name.replace("_", "-")}': getattr(arguments, name) for name in names}
     return [word for option, value in values.items() if value is not None for word in (option, str(value))]
-
-
-def run_check_data(arguments: argparse.Namespace) -> int:
-    from vlmtune.apps.check_data import check_data
-    from vlmtune.config import parse_cfg_options
-
-    overrides = parse_cfg_options(arguments.cfg_options)
-    return check_data(arguments.config, overrides=overrides, as_json=arguments.as_json, decode=arguments.decode)
-
-
-def run_browse_data(arguments: argparse.Namespace) -> None:
-    from vlmtune.apps.browse_data import browse_data
-    from vlmtune.config import parse_cfg_options
-
-    overrides = parse_cfg_options(arguments.cfg_options)
-    browse_data(
-        arguments.config, out=arguments.out, count=arguments.count, indices=arguments.indices, overrides=overrides
-    )
-
-
-def run_pth_to_hf(arguments: argparse.Namespace) -> None:
-    from vlmtune.apps.convert import pth_to_hf
-
-    pth_to_hf(arguments.config, arguments.checkpoint, arguments.output, **_export_options(arguments))
-
-
-def run_merge(arguments: argparse.Namespace) -> None:
-    from vlmtune.apps.merge import merge
-
-    merge(arguments.base, arguments.adapter, arguments.output, **_export_options(arguments))
-
-
-def _export_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ('max_shard_size', 'dtype', 'device', 'file_format')
-    return {name: getattr(arguments, name) for name in names}
-
-
-def run_verify_model(arguments: argparse.Namespace) -> None:
-    from vlmtune.apps.verify_model import verify_model
-
-    verify_model(arguments.path, dtype=arguments.dtype, device=arguments.device, output=arguments.output)
-
-
-def run_chat(arguments: argparse.Namespace) -> None:
-    from vlmtune.apps.chat import chat
-
-    names = ['adapter', 'images', 'prompt', 'system', 'examples', 'max_new_tokens', 'temperature', 'top_p', 'top_k']
-    names += ['seed', 'bits', 'boxes', 'draw_boxes']
-    chat(arguments.model, **{name: getattr(arguments, name) for name in names})
-
-
-def run_list_cfg(arguments: argparse.Namespace) -> None:
-    list_configs(arguments.pattern)
-
-
-def run_copy_cfg(arguments: argparse.Namespace) -> None:
-    copy_config(arguments.name, arguments.directory)
-
-
-def run_print_cfg(arguments: argparse.Namespace) -> None:
-    from vlmtune.apps.print_config import print_config
-    from vlmtune.config import parse_cfg_options
-
-    print_config(arguments.config, overrides=parse_cfg_options(arguments.cfg_options))
