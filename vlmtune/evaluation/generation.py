@@ -3,17 +3,20 @@
 Letters: B rows, L tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from vlmtune.data import Processor
 from vlmtune.data.collate import join_images
 from vlmtune.data.images import load_image, read_image_size
+from vlmtune.evaluation.stopping import cut_at, stopping_criteria
 from vlmtune.structures import IGNORE_INDEX, Conversation, Sample
 from vlmtune.utils.errors import ConfigError, DataError
 
@@ -25,9 +28,19 @@ def encode_prompt(processor: Processor, conversation: Conversation, *, image_roo
 
 
 def prompt_inputs(
-    processor: Processor, samples: Sequence[Sample], *, image_root: Path | None = None
+    processor: Processor,
+    samples: Sequence[Sample],
+    *,
+    image_root: Path | None = None,
+    images: Sequence[Sequence[Image]] | None = None,
 ) -> dict[str, Tensor]:
     """Prompts of one batch, padded on the left.
+
+    Args:
+        processor: of the model.
+        samples: the prompts.
+        image_root: root of relative image paths.
+        images: those of each prompt; None reads them.
 
     Returns:
         input_ids long[B, L], attention_mask long[B, L], mm_token_type_ids or token_type_ids long[B, L] for families
@@ -45,10 +58,10 @@ def prompt_inputs(
     if processor.family.token_types is not None:
         labels = torch.full_like(ids, IGNORE_INDEX)  # the answer is still to come
         inputs |= processor.token_types(ids, labels)
-    images = [
-        processor.image_inputs([load_image(image, root=image_root) for image in sample.images]) for sample in samples
-    ]
-    return {**inputs, **join_images(images, family=processor.family)}
+    if images is None:
+        images = [[load_image(image, root=image_root) for image in sample.images] for sample in samples]
+    pixels = [processor.image_inputs(own) for own in images]
+    return {**inputs, **join_images(pixels, family=processor.family)}
 
 
 def stop_tokens(processor: Processor, from_model: int | Sequence[int] | None = None) -> list[int]:
@@ -65,15 +78,80 @@ def stop_tokens(processor: Processor, from_model: int | Sequence[int] | None = N
 
 
 @contextmanager
-def answering(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in evaluation mode; afterwards every module is in the mode it was in."""
+def answering(model: nn.Module, *, autocast_dtype: torch.dtype | None = None) -> Iterator[None]:
+    """Inside, the model is in evaluation mode; afterwards every module is in the mode it was in.
+
+    Args:
+        model: any.
+        autocast_dtype: what to compute in where the weights are of several dtypes; None computes in the weights' own.
+    """
     modes = [(module, module.training) for module in model.modules()]
+    device = next(model.parameters()).device
     model.eval()
     try:
-        yield
+        with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype not in (None, torch.float32)):
+            yield
     finally:
         for module, training in modes:
             module.training = training
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said: the text, how many tokens it took, the one that ends it included, and why it ended."""
+
+    text: str
+    tokens: int
+    finish: Literal['stop', 'length']
+
+
+@torch.no_grad()
+def answer_prompts(
+    model: Any,
+    processor: Processor,
+    inputs: Mapping[str, Tensor],
+    *,
+    streamer: Any = None,
+    stop_strings: str | Sequence[str] = (),
+    should_stop: Callable[[], bool] | None = None,
+    **generation: Any,
+) -> list[Answer]:
+    """The answers to one batch of prompts; mode and precision are as they are, see ``answering``.
+
+    Args:
+        model: any transformers model that can generate.
+        processor: of the model.
+        inputs: of ``prompt_inputs``, on any device.
+        streamer, stop_strings, should_stop, generation: see ``generate``.
+    """
+    length = inputs['input_ids'].shape[1]
+    stop = stop_tokens(processor, model.generation_config.eos_token_id)
+    settings = {
+        'do_sample': False,
+        **generation,
+        'eos_token_id': stop,
+        'pad_token_id': processor.tokenizer.pad_token_id,
+        'streamer': streamer,
+        'stopping_criteria': stopping_criteria(
+            processor.tokenizer, prompt_length=length, stop_strings=stop_strings, should_stop=should_stop
+        ),
+    }
+    output = model.generate(**{name: tensor.to(model.device) for name, tensor in inputs.items()}, **settings)
+    return [_read_answer(row, processor, stop=stop, stop_strings=stop_strings) for row in output[:, length:].tolist()]
+
+
+def _read_answer(row: list[int], processor: Processor, *, stop: list[int], stop_strings: str | Sequence[str]) -> Answer:
+    """The answer in a row of new tokens: those that end it, and the padding after them, are no text."""
+    tokens = next((i + 1 for i, token in enumerate(row) if token in stop), None)
+    ended = tokens is not None
+    if tokens is None:
+        tokens = len(row)
+        while tokens and row[tokens - 1] == processor.tokenizer.pad_token_id:
+            tokens -= 1
+        whole = processor.tokenizer.decode(row[:tokens]) if stop_strings else ''
+        ended = tokens < len(row) or cut_at(whole, stop_strings) != whole
+    text = processor.tokenizer.decode(row[:tokens], skip_special_tokens=True)
+    return Answer(cut_at(text, stop_strings).strip(), tokens, 'stop' if ended else 'length')
 
 
 @torch.no_grad()
@@ -86,6 +164,8 @@ def generate(
     batch_size: int = 1,
     image_root: Path | None = None,
     streamer: Any = None,
+    stop_strings: str | Sequence[str] = (),
+    should_stop: Callable[[], bool] | None = None,
     **generation: Any,
 ) -> list[str]:
     """The model's answers, in the order of the conversations.
@@ -100,6 +180,8 @@ def generate(
         batch_size: prompts that are answered together; prompts of like length meet.
         image_root: root of relative image paths.
         streamer: of transformers; batch_size must be 1.
+        stop_strings: texts that end an answer, which is cut before them.
+        should_stop: asked after every token; True ends the answers that are being written.
         generation: settings of transformers' ``generate``; greedy unless ``do_sample`` is set.
 
     Raises:
@@ -111,20 +193,11 @@ def generate(
     samples = [encode_prompt(processor, conversation, image_root=image_root) for conversation in conversations]
     order = sorted(range(len(samples)), key=lambda i: len(samples[i]))
     answers = [''] * len(samples)
-    settings = {
-        'do_sample': False,
-        **generation,
-        'eos_token_id': stop_tokens(processor, model.generation_config.eos_token_id),
-        'pad_token_id': processor.tokenizer.pad_token_id,
-        'streamer': streamer,
-    }
-    device, reduced = model.device, autocast_dtype not in (None, torch.float32)
-    with answering(model), torch.autocast(device.type, dtype=autocast_dtype, enabled=reduced):
+    ending: dict[str, Any] = dict(streamer=streamer, stop_strings=stop_strings, should_stop=should_stop)
+    with answering(model, autocast_dtype=autocast_dtype):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             inputs = prompt_inputs(processor, [samples[i] for i in rows], image_root=image_root)
-            output = model.generate(**{name: tensor.to(device) for name, tensor in inputs.items()}, **settings)
-            new = output[:, inputs['input_ids'].shape[1] :]
-            for i, text in zip(rows, processor.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
-                answers[i] = text.strip()
+            for i, answer in zip(rows, answer_prompts(model, processor, inputs, **ending, **generation), strict=True):
+                answers[i] = answer.text
     return answers

@@ -1,8 +1,8 @@
 """Runs of one or several ranks in forked children of one process, which pays for the imports once.
 
 ``WarmRanks`` starts ``python -m vlmtune.testing.warm_ranks`` and sends it requests, one line of JSON each. Every rank
-calls ``vlmtune.apps.train.train`` with the arguments of the request, as torchrun would have started it. When a rank has
-failed, the others get some seconds to notice it themselves.
+calls ``vlmtune.apps.train.train``, or another app, with the arguments of the request, as torchrun would have started
+it. When a rank has failed, the others get some seconds to notice it themselves.
 """
 
 import json
@@ -42,18 +42,26 @@ class WarmRanks:
         command = [sys.executable, '-m', 'vlmtune.testing.warm_ranks']
         self._parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def run(self, world_size: int, *, faults: Mapping[str, Any] | None = None, **arguments: Any) -> Ended:
+    def run(
+        self,
+        world_size: int,
+        *,
+        faults: Mapping[str, Any] | None = None,
+        app: str = 'vlmtune.apps.train.train',
+        **arguments: Any,
+    ) -> Ended:
         """One run to its end.
 
         Args:
             world_size: ranks; 1 runs without a process group.
             faults: of ``vlmtune.testing.faults.install``; None disturbs nothing.
-            arguments: of ``vlmtune.apps.train.train``; paths may be ``Path``.
+            app: what every rank calls.
+            arguments: of it; paths may be ``Path``.
         """
         assert self._parent.stdin is not None
         assert self._parent.stdout is not None
         log = self._logs / str(next(self._numbers))
-        request = dict(world_size=world_size, log=log, faults=faults, arguments=arguments)
+        request = dict(world_size=world_size, log=log, faults=faults, app=app, arguments=arguments)
         print(json.dumps(request, default=str), file=self._parent.stdin, flush=True)
         answer = self._parent.stdout.readline()
         if not answer:
@@ -91,12 +99,12 @@ def _warm_up() -> None:
     torch.set_num_threads(1)
 
 
-def _run(world_size: int, log: Path, faults: dict[str, Any] | None, arguments: dict[str, Any]) -> list[int]:
+def _run(world_size: int, log: Path, faults: dict[str, Any] | None, app: str, arguments: dict[str, Any]) -> list[int]:
     log.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
-    ranks = [_fork(rank, world_size, port, log, faults, arguments) for rank in range(world_size)]
+    ranks = [_fork(rank, world_size, port, log, faults, app, arguments) for rank in range(world_size)]
     codes: dict[int, int] = {}
     end = time.monotonic() + BOUND
     while len(codes) < world_size:
@@ -112,7 +120,13 @@ def _run(world_size: int, log: Path, faults: dict[str, Any] | None, arguments: d
 
 
 def _fork(
-    rank: int, world_size: int, port: int, log: Path, faults: dict[str, Any] | None, arguments: dict[str, Any]
+    rank: int,
+    world_size: int,
+    port: int,
+    log: Path,
+    faults: dict[str, Any] | None,
+    app: str,
+    arguments: dict[str, Any],
 ) -> int:
     """Start a rank; returns its process id."""
     if child := os.fork():
@@ -130,11 +144,11 @@ def _fork(
             from vlmtune.testing.faults import install
 
             install(rank=rank, **faults)
-        from vlmtune.apps.train import train
+        from vlmtune.utils.imports import import_name
 
         logging.getLogger('vlmtune').addHandler(logging.StreamHandler())
         logging.getLogger('vlmtune').setLevel(logging.INFO)
-        train(**arguments, launcher='pytorch' if world_size > 1 else 'none')
+        import_name(app)(**arguments, launcher='pytorch' if world_size > 1 else 'none')
         code = 0
     except BaseException:
         traceback.print_exc()

@@ -51,7 +51,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     from vlmtune.config import load_config, parse_cfg_options
 
     overrides = parse_cfg_options(arguments.cfg_options)
-    nproc = _processes(arguments)
+    nproc = processes(arguments)
     if nproc > 1:
         from vlmtune.apps.launch import launch
 
@@ -87,8 +87,8 @@ def run_train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _processes(arguments: argparse.Namespace) -> int:
-    """How many processes we have to start ourselves.
+def processes(arguments: argparse.Namespace) -> int:
+    """How many processes we have to start ourselves, for a verb that has --launcher and --nproc.
 
     Raises:
         UserError: both a launcher and --nproc are given, or the variable is no number.
@@ -101,14 +101,14 @@ def _processes(arguments: argparse.Namespace) -> int:
     if not arguments.nproc and not (text.isdecimal() and int(text) > 0):
         raise UserError(f'{NPROC_VARIABLE} holds {text!r}, expected a positive integer')
     nproc = arguments.nproc or int(text)
-    if arguments.max_restarts and nproc == 1:
+    if getattr(arguments, 'max_restarts', None) and nproc == 1:
         raise UserError('--max-restarts starts processes again that --nproc has started; give --nproc N with N > 1')
     return nproc
 
 
 def train_command(arguments: argparse.Namespace) -> list[str]:
     """The command of one of the processes that ``--nproc`` starts."""
-    command = ['train', arguments.config, '--launcher', 'pytorch', *_given(arguments, 'work_dir', 'seed', 'deepspeed')]
+    command = ['train', arguments.config, '--launcher', 'pytorch', *given(arguments, 'work_dir', 'seed', 'deepspeed')]
     if arguments.resume:
         command += ['--resume'] if arguments.resume is True else ['--resume', arguments.resume]
     command += ['--reset-optimizer'] if arguments.reset_optimizer else []
@@ -120,10 +120,11 @@ def train_command(arguments: argparse.Namespace) -> list[str]:
 def resume_command(arguments: argparse.Namespace) -> str:
     """What to type to go on with a run that was stopped."""
     names = ('nproc', 'max_restarts', 'work_dir', 'seed', 'deepspeed')
-    command = ['vlmtune', 'train', arguments.config, *_given(arguments, *names), '--resume']
+    command = ['vlmtune', 'train', arguments.config, *given(arguments, *names), '--resume']
     return shlex.join(command + (['--cfg-options', *arguments.cfg_options] if arguments.cfg_options else []))
 
 
-def _given(arguments: argparse.Namespace, *names: str) -> list[str]:
+def given(arguments: argparse.Namespace, *names: str) -> list[str]:
+    """The options that were given, as words of a command line."""
     values = {f'--{name.replace("_", "-")}': getattr(arguments, name) for name in names}
     return [word for option, value in values.items() if value is not None for word in (option, str(value))]

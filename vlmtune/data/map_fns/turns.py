@@ -1,10 +1,24 @@
 """From turns with their images in place to a checked Conversation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from vlmtune.structures import BoxPart, Conversation, ImagePart, ImageRef, Message, Part, Role, TextPart
 from vlmtune.utils.errors import DataError
+
+_UNANSWERED = ContextVar('rows may end with a question', default=False)
+
+
+@contextmanager
+def questions_allowed() -> Iterator[None]:
+    """Inside, a row may end with a question: it is to be asked, not learned."""
+    token = _UNANSWERED.set(True)
+    try:
+        yield
+    finally:
+        _UNANSWERED.reset(token)
 
 
 @dataclass(frozen=True)
@@ -37,12 +51,14 @@ def build_conversation(turns: Sequence[Turn], *, alternate: bool = True) -> Conv
 
     Raises:
         DataError: an empty turn, an image in a system turn, no answer, nothing after the last question, turns out of
-            order, or no turn that may be learned.
+            order, or no turn that may be learned. Within ``questions_allowed``, a row may end with a question.
     """
     for turn in turns:
         _check_turn(turn)
     if alternate:
         _check_order(turns)
+    if _UNANSWERED.get() and turns[-1].role == 'user':
+        return _number_images(turns)
     answers = [turn for turn in turns if turn.role == 'assistant']
     if not answers:
         raise DataError('has no answer of the assistant; expected at least one')

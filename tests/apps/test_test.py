@@ -1,0 +1,229 @@
+"""``vlmtune test``: the models that it takes, the files that it writes, and how it is called."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from vlmtune.apps.convert import pth_to_hf
+from vlmtune.apps.merge import merge
+from vlmtune.apps.test import evaluate
+from vlmtune.cli import build_parser, main
+from vlmtune.evaluation import generate
+from vlmtune.structures import Conversation, ImagePart, ImageRef, Message, TextPart
+from vlmtune.utils.errors import CheckpointError, ConfigError, DataError
+from vlmtune.verbs.test import command
+
+QUESTIONS = ['What is it?', 'Which colour is it, and why?', 'Where?', 'How large is it now?', 'Who?']
+_CONFIG = """
+from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, llava_map_fn, load_rows
+from vlmtune.models import SupervisedFinetune
+
+pretrained_model_name_or_path = {base!r}
+prompt_template = {template!r}
+image_processor = None
+quantization = {quantization!r}
+processor = dict(type=Processor, pretrained_model_name_or_path=pretrained_model_name_or_path,
+                 prompt_template=prompt_template, image_processor=image_processor)
+model = dict(type=SupervisedFinetune, pretrained_model_name_or_path=pretrained_model_name_or_path,
+             tune={tune!r}, lora=dict(r=4, alpha=16), quantization=quantization, dtype={dtype!r})
+rows = dict(type=load_rows, path={rows!r})
+{which}_dataloader = dict(
+    dataset=dict(type=SupervisedDataset, rows=rows, dataset_map_fn=dict(type=llava_map_fn),
+                 template_map_fn=dict(type=chat_template_map_fn), image_folder={folder!r}),
+    batch_size=2)
+{which}_evaluator = dict(metrics=['exact_match'], generation=dict(max_new_tokens=5))
+"""
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A folder with pictures and questions, in which commands run."""
+    monkeypatch.chdir(tmp_path)
+    turns = []
+    for i, question in enumerate(QUESTIONS):
+        Image.new('RGB', (40 + 20 * i, 300 if i == 3 else 60), (50 * i, 20, 90)).save(tmp_path / f'{i}.png')
+        turns.append([{'from': 'human', 'value': f'<image>\n{question}'}, {'from': 'gpt', 'value': f'answer {i}'}])
+    rows = [dict(image=f'{i}.png', conversations=talk) for i, talk in enumerate(turns)]
+    (tmp_path / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    return tmp_path
+
+
+def write_config(work, run, *, which='test', quantization=None, dtype='float32', **tune):
+    template = 'vicuna' if run.processor.family.model_type == 'llava' else None
+    settings = dict(base=run.base, template=template, quantization=quantization, dtype=dtype, tune=tune, which=which)
+    (work / 'mine.py').write_text(_CONFIG.format(**settings, rows=str(work / 'rows.jsonl'), folder=str(work)))
+    return 'mine.py'
+
+
+def told_by(run, work):
+    """What the model of a run, still in memory, answers."""
+    asked = []
+    for i, question in enumerate(QUESTIONS):
+        message = Message('user', (ImagePart(0), TextPart(question)))
+        asked.append(Conversation((message,), (ImageRef(path=str(work / f'{i}.png')),)))
+    return generate(run.model.model, run.processor, asked, autocast_dtype=run.model.dtype, max_new_tokens=5)
+
+
+def predictions(folder):
+    return [json.loads(line)['prediction'] for line in (folder / 'predictions.jsonl').read_text().splitlines()]
+
+
+def test_a_checkpoint_is_asked_as_it_was_trained(trained_run, work, capsys):
+    run = trained_run('llava', llm='lora', projector='full', vision_encoder='frozen')
+    config = write_config(work, run, llm='lora', projector='full', vision_encoder='frozen')
+    assert main(['test', config, run.checkpoint]) == 0
+    folder = work / 'work_dirs' / 'mine' / 'test' / run.checkpoint.rpartition('/')[2].removesuffix('.pth')
+    want = told_by(run, work)
+    assert predictions(folder) == want
+    assert len(set(want)) > 2
+    result = json.loads((folder / 'metrics.json').read_text())
+    assert result['metrics'] == {'exact_match': 0.0}
+    assert (result['samples'], result['cut_off'], result['skipped']) == (5, 5, [])
+    assert (result['batch_size'], result['processes'], result['checkpoint']) == (2, 1, run.checkpoint)
+    assert [(one['size'], one['samples']) for one in result['speed']] == [('to 256 x 256', 5)]
+    printed = capsys.readouterr().out
+    assert 'exact_match: 0.0000' in printed
+    assert 's/sample' in printed
+    rows = [json.loads(line) for line in (folder / 'predictions.jsonl').read_text().splitlines()]
+    assert [row['scores'] for row in rows] == [{'exact_match': 0.0}] * 5
+
+
+def test_a_checkpoint_on_a_quantised_base_gets_that_base(trained_run, work):
+    run = trained_run('llava', llm='lora', quantization='nf4')
+    write_config(work, run, llm='lora', quantization='nf4')
+    evaluate('mine.py', run.checkpoint, out='here')
+    assert predictions(work / 'here') == told_by(run, work)
+    evaluate('mine.py', run.checkpoint, out='plain', overrides=dict(quantization=None))
+    assert predictions(work / 'plain') != predictions(work / 'here')
+
+
+def test_an_adapter_a_merged_model_and_the_base_are_asked(trained_run, work):
+    run = trained_run('llava', llm='lora', projector='full', vision_encoder='frozen')
+    config = write_config(work, run, llm='lora', projector='full', vision_encoder='frozen')
+    pth_to_hf(run.config, run.checkpoint, 'adapter')
+    merge(run.base, 'adapter', 'merged')
+    for name in ('adapter', 'merged'):
+        evaluate(config, name, work_dir='run')
+        assert predictions(work / 'run' / 'test' / name) == told_by(run, work)
+    evaluate(config, run.base, out='one')
+    evaluate(config, out='two')
+    assert predictions(work / 'one') == predictions(work / 'two') != told_by(run, work)
+
+
+def test_the_resolution_of_the_config_holds_for_exports_too(trained_run, work):
+    run = trained_run('qwen2_5_vl', llm='lora')
+    config = write_config(work, run, llm='lora')
+    tokens = []
+    for pixels in (None, dict(max_pixels=56 * 56, min_pixels=28 * 28)):
+        evaluate(config, run.base, out=f'out{len(tokens)}', overrides=dict(image_processor=pixels))
+        (one,) = json.loads((work / f'out{len(tokens)}' / 'metrics.json').read_text())['speed']
+        tokens.append(one['image_tokens'])
+    assert tokens[1] < tokens[0]
+
+
+def test_validation_data_serves_where_there_is_no_other(trained_run, work):
+    run = trained_run('llava', llm='lora', projector='full', vision_encoder='frozen')
+    config = write_config(work, run, which='val', llm='lora')
+    assert evaluate(config, limit=2, out='here') == {'exact_match': 0.0}
+    assert len(predictions(work / 'here')) == 2
+    evaluate(config, out='here', overrides=dict(test_cfg=dict(limit=3)))
+    assert len(predictions(work / 'here')) == 3
+    text = (work / config).read_text()
+    (work / config).write_text(text[: text.index('rows =')])
+    with pytest.raises(ConfigError, match='mine.py has neither test_dataloader nor val_dataloader; add'):
+        evaluate(config)
+
+
+def test_without_an_evaluator_there_are_answers_and_no_scores(trained_run, work):
+    run = trained_run('llava', llm='lora', projector='full', vision_encoder='frozen')
+    config = write_config(work, run, llm='lora')
+    text = (work / config).read_text()
+    (work / config).write_text(text[: text.index('test_evaluator =')])
+    assert evaluate(config, limit=1, out='here') == {}
+    assert json.loads((work / 'here' / 'metrics.json').read_text())['metrics'] == {}
+
+
+@pytest.mark.parametrize(
+    ('checkpoint', 'said'),
+    [
+        ('gone.pth', 'checkpoint .*gone.pth does not exist as vlmtune writes it'),
+        ('damaged', 'model.safetensors was changed or damaged|has .* bytes, expected'),
+        ('another', 'the checkpoint does not fit the tuned parts'),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_used_is_one_line(trained_run, work, checkpoint, said):
+    run = trained_run('llava', llm='lora', projector='full', vision_encoder='frozen')
+    other = checkpoint == 'another'
+    config = write_config(work, run, llm='lora', projector='frozen' if other else 'full', vision_encoder='frozen')
+    if checkpoint == 'damaged':
+        subprocess.run(['cp', '-r', run.checkpoint, 'damaged.pth'], check=True)
+        with (work / 'damaged.pth' / 'model.safetensors').open('r+b') as file:
+            file.seek(-1, 2)
+            file.write(b'\x7f')
+        checkpoint = 'damaged.pth'
+    with pytest.raises(CheckpointError, match=said) as caught:
+        evaluate(config, run.checkpoint if other else checkpoint)
+    assert '\n' not in str(caught.value)
+    assert other or not (work / 'work_dirs').exists()
+
+
+def test_mistakes_in_metrics_and_data_are_told_before_the_weights_are_read(trained_run, work, monkeypatch):
+    run = trained_run('llava', llm='lora', projector='full', vision_encoder='frozen')
+    config = write_config(work, run, llm='lora')
+    text = (work / config).read_text()
+    monkeypatch.setattr('vlmtune.apps.test.load_tested', lambda *_, **__: pytest.fail('weights were read'))
+    (work / config).write_text(text.replace("'exact_match'", "'exakt_match'"))
+    with pytest.raises(ConfigError, match='exact_match'):
+        evaluate(config)
+    (work / config).write_text(text)
+    (work / '3.png').write_text('no image')
+    with pytest.raises(DataError, match=r'sample 3 \(rows.jsonl:4\): not an image file: .*3.png'):
+        evaluate(config, run.checkpoint)
+
+
+def test_two_processes_answer_as_one(trained_run, work, warm_ranks):
+    run = trained_run('llava', llm='lora', projector='full', vision_encoder='frozen')
+    config = write_config(work, run, llm='lora', projector='full', vision_encoder='frozen')
+    options = dict(config=str(work / config), checkpoint=run.checkpoint)
+    scores = evaluate(**options, out='one')
+    ended = warm_ranks.run(2, app='vlmtune.apps.test.evaluate', **options, out=work / 'two')
+    assert ended.codes == [0, 0], ended.said
+    assert predictions(work / 'two') == predictions(work / 'one')
+    result = json.loads((work / 'two' / 'metrics.json').read_text())
+    assert (result['metrics'], result['processes'], result['samples']) == (scores, 2, 5)
+    failed = warm_ranks.run(2, app='vlmtune.apps.test.evaluate', **{**options, 'checkpoint': str(work / 'gone.pth')})
+    assert failed.codes == [1, 1]
+    assert all('does not exist as vlmtune writes it' in said for said in failed.said)
+
+
+def test_every_option_reaches_the_processes():
+    words = ['test', 'c.py', 'iter_5.pth', '--out', 'o', '--limit', '3', '--batch-size', '2', '--work-dir', 'w']
+    arguments = build_parser().parse_args([*words, '--nproc', '2', '--cfg-options', 'a=1', 'b=2'])
+    words = command(arguments)
+    again = build_parser().parse_args([*words, '--launcher', 'pytorch'])
+    assert {**vars(again), 'nproc': 2, 'launcher': 'none'} == vars(arguments)
+
+
+@pytest.mark.slow
+def test_the_command_goes_on_after_a_kill(trained_run, work):
+    run = trained_run('llava', llm='lora', projector='full', vision_encoder='frozen')
+    write_config(work, run, llm='lora', projector='full', vision_encoder='frozen')
+    (work / 'rows.jsonl').write_text((work / 'rows.jsonl').read_text() * 80)
+    call = [sys.executable, '-m', 'vlmtune', 'test', 'mine.py', run.checkpoint, '--batch-size', '1', '--out']
+    process = subprocess.Popen([*call, 'killed'], cwd=work)
+    part = work / 'killed' / 'predictions.jsonl.part0'
+    while not part.exists() or part.read_text().count('\n') < 20:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    done = part.read_text().count('\n') - 1
+    assert 0 < done < 400
+    ended = subprocess.run([*call, 'killed'], cwd=work, check=True, capture_output=True, text=True)
+    assert f'{done} of 400 questions were answered before' in ended.stderr or 'were answered before' in ended.stderr
+    subprocess.run([*call, 'whole'], cwd=work, check=True)
+    assert predictions(work / 'killed') == predictions(work / 'whole')

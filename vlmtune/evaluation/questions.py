@@ -1,0 +1,250 @@
+"""Rows of a data set as questions: what the model is asked, and what it should say."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, overload
+
+from vlmtune.config.targets import find_target
+from vlmtune.data import MixedDataset, Processor, SupervisedDataset
+from vlmtune.data.boxes import write_boxes
+from vlmtune.data.downloads import download, image_root
+from vlmtune.data.images import Root, read_image_size
+from vlmtune.data.map_fns.turns import questions_allowed
+from vlmtune.data.parallel import default_workers, map_chunks
+from vlmtune.data.sample_table import BadSample
+from vlmtune.data.sources import where
+from vlmtune.registry import build_callable
+from vlmtune.structures import Conversation, ImageRef, Sample
+from vlmtune.utils.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+_HANDED_ON = ('cache_dir', 'planning_workers')  # by a mixture to its members
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row, asked.
+
+    Attributes:
+        index: of the row; those of a mixture are counted through.
+        where: its place for messages, ``test.jsonl:812``.
+        conversation: ends with a user message.
+        references: answers that are right; none where the row has none.
+        prompt: the conversation as tokens, up to where the model has to answer; with the sizes of the images.
+        root: of relative image paths.
+    """
+
+    index: int
+    where: str
+    conversation: Conversation
+    references: tuple[str, ...]
+    prompt: Sample = field(repr=False)
+    root: Root = field(default=None, repr=False)
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        """All images of the conversation."""
+        return self.conversation.images
+
+    @property
+    def text(self) -> str:
+        """What the user says last, without images."""
+        return self.conversation.messages[-1].text
+
+
+class Questions(Sequence[Question]):
+    """The questions of a data set, in the order of its rows.
+
+    Args:
+        questions: of the rows that can be asked.
+        bad: the rows that cannot.
+        on_bad_sample: 'error' or 'skip', as in training: what becomes of rows that cannot be asked.
+        bad_sample_budget: with 'skip', the share of rows that may be bad.
+
+    Raises:
+        DataError: more rows are bad than may be, or none is left.
+    """
+
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        *,
+        bad: Sequence[BadSample] = (),
+        on_bad_sample: str = 'error',
+        bad_sample_budget: float = 0.01,
+    ) -> None:
+        self.questions = list(questions)
+        self.on_bad_sample, self.bad_sample_budget = on_bad_sample, bad_sample_budget
+        self._bad: dict[int, BadSample] = {}
+        self.row_count = len(self.questions) + len(bad)
+        for problem in bad:
+            self.note_bad(problem)
+        if bad:
+            logger.warning(
+                '%d of %d rows cannot be asked and are left out; the first is %s: %s',
+                len(bad), self.row_count, bad[0].where, bad[0].reason,
+            )  # fmt: skip
+        if not self.questions:
+            raise DataError(f'none of {self.row_count} rows can be asked; expected at least one')
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    @overload
+    def __getitem__(self, index: int) -> Question: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Question]: ...
+    def __getitem__(self, index: int | slice) -> Question | list[Question]:
+        return self.questions[index]
+
+    @property
+    def bad(self) -> list[BadSample]:
+        """Rows that could not be asked, in order."""
+        return [self._bad[index] for index in sorted(self._bad)]
+
+    def note_bad(self, problem: BadSample) -> None:
+        """Count a row as one that cannot be asked; the same row counts once.
+
+        Raises:
+            DataError: it may not be bad, or too many are.
+        """
+        text = f'sample {problem.index} ({problem.where}): {problem.reason}'
+        if self.on_bad_sample == 'error':
+            raise DataError(text, kind=problem.error)
+        if problem.index in self._bad:
+            return
+        self._bad[problem.index] = problem
+        if len(self._bad) > self.bad_sample_budget * self.row_count:
+            raise DataError(
+                f'{len(self._bad)} of {self.row_count} rows are bad, more than '
+                f'bad_sample_budget={self.bad_sample_budget}; the last is {text}'
+            )
+
+
+def open_questions(
+    dataset: Mapping[str, Any], processor: Processor, *, reference_key: str | None = None, limit: int | None = None
+) -> Questions:
+    """The rows of a data set as questions; nothing is planned and no pixel is decoded.
+
+    A row's last answer is the reference, and what comes before is asked. A row that ends with the user is asked as it
+    is.
+
+    Args:
+        dataset: the config of a SupervisedDataset, or of a MixedDataset of some, whose rows are asked once each.
+        processor: of the model.
+        reference_key: the field of a row that holds its reference, or a list of them; None: the last answer.
+        limit: ask only the first rows.
+
+    Raises:
+        ConfigError: a data set of another class.
+        DataError: a file or an image folder is not there, or rows are bad and may not be.
+    """
+    found: list[Question | BadSample] = []
+    members = list(_members(dataset))
+    for settings in members:
+        room = None if limit is None else limit - len(found)
+        found += _open_member(settings, processor, reference_key=reference_key, limit=room, first=len(found))
+    return Questions(
+        [one for one in found if isinstance(one, Question)],
+        bad=[one for one in found if isinstance(one, BadSample)],
+        on_bad_sample='skip' if all(m.get('on_bad_sample') == 'skip' for m in members) else 'error',
+        bad_sample_budget=max(m.get('bad_sample_budget', 0.01) for m in members),
+    )
+
+
+def _members(dataset: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    if _is_a(dataset, MixedDataset):
+        shared = {key: dataset[key] for key in _HANDED_ON if key in dataset}
+        for member in dataset['datasets']:
+            yield from _members({**shared, **member})
+    elif _is_a(dataset, SupervisedDataset):
+        yield dict(dataset)
+    else:
+        kind = find_target(dataset.get('type'), must_exist=True)
+        raise ConfigError(
+            f'dataset: rows of a {getattr(kind, "__name__", kind)} cannot be asked; expected a SupervisedDataset, or a '
+            'MixedDataset of some'
+        )
+
+
+def _is_a(dataset: Mapping[str, Any], expected: type) -> bool:
+    kind = find_target(dataset.get('type'), must_exist=True)
+    return isinstance(kind, type) and issubclass(kind, expected)
+
+
+def _open_member(
+    settings: Mapping[str, Any], processor: Processor, *, reference_key: str | None, limit: int | None, first: int
+) -> list[Question | BadSample]:
+    rows = settings['rows']
+    rows = build_callable(rows)() if isinstance(rows, Mapping) else rows
+    root = image_root(
+        settings.get('image_folder'), url_hosts=settings.get('url_hosts', ()), cache_dir=settings.get('cache_dir')
+    )
+    ask = _Asker(rows, processor, build_callable(settings['dataset_map_fn']), root, reference_key, first)
+    count = len(rows) if limit is None else min(len(rows), max(limit, 0))
+    workers = settings.get('planning_workers')
+    chunks = map_chunks(ask, count, workers=default_workers(count) if workers is None else workers)
+    return [one for chunk in chunks for one in chunk]
+
+
+@dataclass(frozen=True)
+class _Asker:
+    """Rows -> questions; worker processes call it with ranges."""
+
+    rows: Sequence[Mapping[str, Any]]
+    processor: Processor
+    map_row: Callable[..., Conversation]
+    root: Root
+    reference_key: str | None
+    first: int  # the index of row 0
+
+    def __call__(self, rows: range) -> list[Question | BadSample]:
+        with questions_allowed():
+            return [self._ask(row) for row in rows]
+
+    def _ask(self, row: int) -> Question | BadSample:
+        place = where(self.rows, row)
+        images: tuple[ImageRef, ...] = ()
+        try:
+            values = self.rows[row]
+            whole: Conversation = self.map_row(values)
+            images = whole.images
+            return self._question(values, whole, index=self.first + row, place=place)
+        except DataError as error:
+            paths = tuple(image.path for image in images if image.path is not None)
+            return BadSample(self.first + row, place, str(error), 'bad', error.kind, paths)
+        except Exception as error:
+            error.add_note(f'while asking sample {row} ({place})')
+            raise
+
+    def _question(self, values: Mapping[str, Any], whole: Conversation, *, index: int, place: str) -> Question:
+        for image in whole.images:
+            download(image.path or '', self.root)
+        sizes = [read_image_size(image, root=self.root) for image in whole.images]
+        whole = write_boxes(whole, processor=self.processor, image_sizes=sizes)
+        answered = whole.messages[-1].role == 'assistant'
+        asked = replace(whole, messages=whole.messages[:-1]) if answered else whole
+        if not asked.messages or asked.messages[-1].role != 'user':
+            raise DataError('asks nothing: there is no user message before the last answer; fix the row')
+        if self.reference_key is not None:
+            references = _references(values, self.reference_key)
+        else:
+            references = (whole.messages[-1].text,) if answered else ()
+        prompt = self.processor.tokenize(asked, image_sizes=sizes, add_generation_prompt=True)
+        return Question(index, place, asked, references, prompt, self.root)
+
+
+def _references(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """What a row holds under a key: a text, a number, or a list of those or of ``{"answer": text}`` as VQA has them.
+
+    Raises:
+        DataError: anything else, or nothing.
+    """
+    value = row.get(key)
+    values = value if isinstance(value, list | tuple) else [value]
+    plain = [one.get('answer') if isinstance(one, Mapping) else one for one in values]
+    if not plain or not all(isinstance(one, str | int | float) for one in plain):
+        raise DataError(f'{key!r} is {value!r:.80}; expected a text or a list of texts (reference_key={key!r})')
+    return tuple(map(str, plain))
