@@ -21,7 +21,7 @@ from vlmtune.testing.tiny_towers import write_tiny_tower
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {path.stem: path for path in (ROOT / 'configs').rglob('*.py')}
 LEAST = 20
-MAX_LINES = 120
+MAX_LINES = 130
 STEPS = 2
 
 BAR = '#' * 71
@@ -32,22 +32,25 @@ IMAGE_LIMITS = ('max_pixels', 'max_patches', 'longest_edge', 'max_slice_nums')
 ORDER = f"""
     pretrained_model_name_or_path llm_name_or_path visual_encoder_name_or_path pretrained_pth pad_image_to_square
     prompt_template new_tokens
-    data_root data_path image_folder max_length pack_to_max_length {' '.join(IMAGE_LIMITS)}
+    data_root data_path val_data_path image_folder max_length pack_to_max_length {' '.join(IMAGE_LIMITS)}
     tune lora_r lora_alpha lora_dropout quantization dtype gradient_checkpointing attn_implementation
     batch_size accumulative_counts dataloader_num_workers max_epochs max_steps
     optim_type lr betas weight_decay max_norm warmup_ratio seed
     save_steps save_total_limit evaluation_freq evaluation_inputs evaluation_images SYSTEM
+    val_interval val_batch_size
 """.split()
 """All settings of Part 1, in their order. A recipe leaves out those that would do nothing in it."""
 
 OF_IMAGES = {'image_folder', 'evaluation_images'}
 OF_LORA = {'lora_r', 'lora_alpha', 'lora_dropout'}
+OF_VALIDATION = {'val_data_path', 'val_interval', 'val_batch_size'}
 OF_PARTS = {'llm_name_or_path', 'visual_encoder_name_or_path', 'pretrained_pth', 'pad_image_to_square'}
 SOME_LEAVE_OUT = {
     *'prompt_template new_tokens data_root max_epochs max_steps'.split(),
     *IMAGE_LIMITS,
     *OF_IMAGES,
     *OF_LORA,
+    *OF_VALIDATION,
 }
 
 MODEL_TYPES = {
@@ -139,6 +142,7 @@ def test_its_settings_have_the_shared_names_and_order(name: str):
     assert OF_PARTS & set(found) == (set() if 'pretrained_model_name_or_path' in found else OF_PARTS)
     assert ('max_epochs' in found) != ('max_steps' in found)
     assert OF_IMAGES & set(found) == (OF_IMAGES if family_of(name).has_vision else set())
+    assert OF_VALIDATION & set(found) in (set(), OF_VALIDATION)
     assert OF_LORA & set(found) == (OF_LORA if 'lora' in ast.unparse(settings_of(name)['tune']) else set())
 
 
@@ -220,8 +224,19 @@ def tiny_options(name: str, data: TinyData, tiny_model: Callable, tmp_path: Path
     if name.startswith('quickstart'):
         options |= dict(prompt_template='vicuna')  # the tiny LLaVA's own does not end an answer, the quickstart's does
     options |= dict(plan_cache_dir=tmp_path / 'plans')
+    if 'val_data_path' in cfg:
+        held_out = tmp_path / 'held_out.json'
+        held_out.write_text(json.dumps(_rows_with_images(data.data_path)), encoding='utf-8')
+        options |= {'val_data_path': held_out, 'val_evaluator.generation.max_new_tokens': 3}
     options |= {'max_steps' if 'max_steps' in cfg else 'max_epochs': STEPS}  # the tiny data makes one step an epoch
     return [f'{key}={value}' for key, value in options.items()]
+
+
+def _rows_with_images(path: Path) -> list:
+    """The rows that every metric can score: boxes lie on images."""
+    text = path.read_text(encoding='utf-8')
+    rows = [json.loads(line) for line in text.splitlines()] if path.suffix == '.jsonl' else json.loads(text)
+    return [row for row in rows if {'image', 'images'} & row.keys()]
 
 
 def _replace_paths(value: list | str | None, path: str) -> list | str | None:
@@ -244,6 +259,10 @@ def test_it_trains_two_steps_on_a_tiny_model(name: str, tiny_options: list[str],
     questions = load_config(name).evaluation_inputs
     assert [row['input'] for row in answers if row['iteration'] == STEPS] == questions
     assert {row['iteration'] for row in answers} == {0, STEPS}
+    if any(option.startswith('val_data_path=') for option in tiny_options):
+        (row,) = map(json.loads, (tmp_path / 'validation.jsonl').read_text(encoding='utf-8').splitlines())
+        assert row['iteration'] == STEPS
+        assert {metric.type.__name__ for metric in load_config(name).val_evaluator.metrics} <= row.keys()
 
 
 @pytest.mark.slow

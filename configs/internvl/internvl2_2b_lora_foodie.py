@@ -9,7 +9,8 @@ from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
 from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, llava_map_fn, load_rows
-from vlmtune.engine import DatasetInfoHook, EvaluateChatHook, TrainLoop
+from vlmtune.engine import DatasetInfoHook, EvaluateChatHook, TrainLoop, ValLoop
+from vlmtune.evaluation import multiple_choice
 from vlmtune.models import SupervisedFinetune
 
 #######################################################################
@@ -21,6 +22,7 @@ pretrained_model_name_or_path = 'OpenGVLab/InternVL2-2B'
 # Data
 data_root = 'data/FoodieQA'
 data_path = data_root + '/train.json'
+val_data_path = None  # held-out rows; None: no validation
 image_folder = data_root
 max_length = 4096  # tokens, image tokens included
 pack_to_max_length = True
@@ -56,6 +58,8 @@ evaluation_freq = 50
 evaluation_inputs = ['图片中的食物通常属于哪个菜系?\nA. 川菜\nB. 粤菜\nC. 湘菜\nD. 鲁菜', '图片中的是什么菜?']
 evaluation_images = [image_folder + '/images/14456664_217_IMG_3854.jpeg'] * 2
 SYSTEM = None
+val_interval = 50  # and behind the last step
+val_batch_size = 8  # questions answered together
 
 #######################################################################
 #                      PART 2  Model & processor                      #
@@ -93,6 +97,10 @@ train_dataloader = dict(
     num_workers=dataloader_num_workers,
     pack_to_max_length=pack_to_max_length,
 )
+val_dataset = dict(train_dataset, rows=dict(type=load_rows, path=val_data_path))
+val_dataloader = dict(dataset=val_dataset, batch_size=val_batch_size) if val_data_path else None
+val_evaluator = dict(metrics=[dict(type=multiple_choice)], generation=dict(max_new_tokens=16))
+val_cfg = dict(type=ValLoop, interval=val_interval)
 
 #######################################################################
 #                    PART 4  Scheduler & optimizer                    #
@@ -113,6 +121,7 @@ train_cfg = dict(type=TrainLoop, max_epochs=max_epochs, accumulative_counts=accu
 #######################################################################
 default_hooks.checkpoint.interval = save_steps
 default_hooks.checkpoint.max_keep_ckpts = save_total_limit
+default_hooks.checkpoint.save_best = 'val/multiple_choice' if val_data_path else None
 questions = dict(inputs=evaluation_inputs, images=evaluation_images, system=SYSTEM)
 custom_hooks = [dict(type=DatasetInfoHook), dict(type=EvaluateChatHook, every_n_iters=evaluation_freq, **questions)]
 randomness = dict(seed=seed)

@@ -9,7 +9,8 @@ from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
 from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, load_rows, openai_map_fn
-from vlmtune.engine import DatasetInfoHook, EvaluateChatHook, TrainLoop
+from vlmtune.engine import DatasetInfoHook, EvaluateChatHook, TrainLoop, ValLoop
+from vlmtune.evaluation import cer
 from vlmtune.models import SupervisedFinetune
 
 #######################################################################
@@ -21,6 +22,7 @@ pretrained_model_name_or_path = 'tencent/POINTS-Reader'
 # Data
 data_root = 'data/pages'
 data_path = data_root + '/train.jsonl'
+val_data_path = data_root + '/val.jsonl'  # held-out rows; None: no validation
 image_folder = data_root + '/images'
 max_length = 8192  # tokens, image tokens included
 pack_to_max_length = True
@@ -57,6 +59,8 @@ evaluation_inputs = ['Please extract all the text from the image with the follow
                      '1. Return tables in HTML format.\n2. Return all other text in Markdown format.']  # fmt: skip
 evaluation_images = [image_folder + '/page_0001.png']
 SYSTEM = None
+val_interval = 30  # and behind the last step
+val_batch_size = 2  # questions answered together
 
 #######################################################################
 #                      PART 2  Model & processor                      #
@@ -94,6 +98,10 @@ train_dataloader = dict(
     num_workers=dataloader_num_workers,
     pack_to_max_length=pack_to_max_length,
 )
+val_dataset = dict(train_dataset, rows=dict(type=load_rows, path=val_data_path))
+val_dataloader = dict(dataset=val_dataset, batch_size=val_batch_size) if val_data_path else None
+val_evaluator = dict(metrics=[dict(type=cer)], generation=dict(max_new_tokens=4096))
+val_cfg = dict(type=ValLoop, interval=val_interval)
 
 #######################################################################
 #                    PART 4  Scheduler & optimizer                    #
@@ -114,6 +122,7 @@ train_cfg = dict(type=TrainLoop, max_epochs=max_epochs, accumulative_counts=accu
 #######################################################################
 default_hooks.checkpoint.interval = save_steps
 default_hooks.checkpoint.max_keep_ckpts = save_total_limit
+default_hooks.checkpoint.save_best = 'val/cer' if val_data_path else None
 questions = dict(inputs=evaluation_inputs, images=evaluation_images, system=SYSTEM)
 custom_hooks = [dict(type=DatasetInfoHook), dict(type=EvaluateChatHook, every_n_iters=evaluation_freq, **questions)]
 randomness = dict(seed=seed)

@@ -10,7 +10,8 @@ from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
 from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, llava_map_fn, load_rows
-from vlmtune.engine import DatasetInfoHook, EvaluateChatHook, TrainLoop
+from vlmtune.engine import DatasetInfoHook, EvaluateChatHook, TrainLoop, ValLoop
+from vlmtune.evaluation import exact_match
 from vlmtune.models import SupervisedFinetune
 
 #######################################################################
@@ -23,6 +24,7 @@ prompt_template = None  # the model's own
 # Data
 data_root = 'quickstart/data'
 data_path = data_root + '/describe_train.jsonl'
+val_data_path = data_root + '/describe_held_out.jsonl'  # None: no validation
 image_folder = data_root + '/images'
 max_length = 256  # tokens, image tokens included
 pack_to_max_length = False  # samples are nearly of one length
@@ -57,6 +59,8 @@ evaluation_freq = 50
 evaluation_inputs = ['Describe the picture.', 'Describe the picture.', 'what color is the shape?']
 evaluation_images = [f'{image_folder}/test/{i}.png' for i in (0, 1, 0)]
 SYSTEM = None
+val_interval = 100  # and behind the last step
+val_batch_size = 32  # questions answered together
 
 #######################################################################
 #                      PART 2  Model & processor                      #
@@ -92,6 +96,10 @@ train_dataloader = dict(
     num_workers=dataloader_num_workers,
     pack_to_max_length=pack_to_max_length,
 )
+val_dataset = dict(train_dataset, rows=dict(type=load_rows, path=val_data_path))
+val_dataloader = dict(dataset=val_dataset, batch_size=val_batch_size) if val_data_path else None
+val_evaluator = dict(metrics=[dict(type=exact_match)], generation=dict(max_new_tokens=24))
+val_cfg = dict(type=ValLoop, interval=val_interval, limit=64)
 
 #######################################################################
 #                    PART 4  Scheduler & optimizer                    #

@@ -9,7 +9,8 @@ from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
 from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, llava_map_fn, load_rows
-from vlmtune.engine import DatasetInfoHook, EvaluateChatHook, TrainLoop
+from vlmtune.engine import DatasetInfoHook, EvaluateChatHook, TrainLoop, ValLoop
+from vlmtune.evaluation import exact_match
 from vlmtune.models import SupervisedFinetune
 
 #######################################################################
@@ -21,6 +22,7 @@ pretrained_model_name_or_path = 'HuggingFaceTB/SmolVLM-256M-Instruct'
 # Data
 data_root = 'data/parts'
 data_path = data_root + '/train.json'
+val_data_path = data_root + '/val.json'  # held-out rows; None: no validation
 image_folder = data_root + '/images'
 max_length = 1024  # tokens, image tokens included
 pack_to_max_length = False
@@ -53,6 +55,8 @@ evaluation_freq = 125
 evaluation_inputs = ['Is this part good or broken?', 'Is this part good or broken?']
 evaluation_images = [image_folder + '/good.jpg', image_folder + '/broken.jpg']
 SYSTEM = None
+val_interval = 250  # and behind the last step
+val_batch_size = 32  # questions answered together
 
 #######################################################################
 #                      PART 2  Model & processor                      #
@@ -89,6 +93,10 @@ train_dataloader = dict(
     num_workers=dataloader_num_workers,
     pack_to_max_length=pack_to_max_length,
 )
+val_dataset = dict(train_dataset, rows=dict(type=load_rows, path=val_data_path))
+val_dataloader = dict(dataset=val_dataset, batch_size=val_batch_size) if val_data_path else None
+val_evaluator = dict(metrics=[dict(type=exact_match)], generation=dict(max_new_tokens=8))
+val_cfg = dict(type=ValLoop, interval=val_interval)
 
 #######################################################################
 #                    PART 4  Scheduler & optimizer                    #
@@ -109,6 +117,7 @@ train_cfg = dict(type=TrainLoop, max_epochs=max_epochs, accumulative_counts=accu
 #######################################################################
 default_hooks.checkpoint.interval = save_steps
 default_hooks.checkpoint.max_keep_ckpts = save_total_limit
+default_hooks.checkpoint.save_best = 'val/exact_match' if val_data_path else None
 questions = dict(inputs=evaluation_inputs, images=evaluation_images, system=SYSTEM)
 custom_hooks = [dict(type=DatasetInfoHook), dict(type=EvaluateChatHook, every_n_iters=evaluation_freq, **questions)]
 randomness = dict(seed=seed)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -80,6 +81,19 @@ experiment_name = '{name}'
 plan_cache_dir = None
 randomness = dict(seed=seed)
 """
+VALIDATION = """
+from vlmtune.engine import EarlyStoppingHook, ValLoop
+from vlmtune.evaluation import cer, exact_match
+val_data_path = '{held_out}'
+val_interval = 2
+at_start = False
+save_best = None
+val_dataset = dict(train_dataloader['dataset'], rows=dict(type=load_rows, path=val_data_path))
+val_dataloader = dict(dataset=val_dataset, batch_size=2)
+val_evaluator = dict(metrics=[dict(type=exact_match), dict(type=cer)], generation=dict(max_new_tokens=3))
+val_cfg = dict(type=ValLoop, interval=val_interval, at_start=at_start)
+default_hooks.checkpoint.save_best = save_best
+"""
 _NUMBERS = count()  # mmengine keeps the scalars of runs by name: two runs of one second must not meet
 
 
@@ -119,6 +133,44 @@ def run(write_recipe, tmp_path) -> Callable[..., Path]:
         path = write_recipe(tmp_path / 'recipe.py', **(recipe or {}))
         train(str(path), work_dir=str(work_dir), resume=resume, overrides=overrides)
         return work_dir
+
+    return go
+
+
+@pytest.fixture(scope='session')
+def held_out(tiny_data, tmp_path_factory) -> Path:
+    """Six rows of the data that is learned."""
+    rows = json.loads(tiny_data('llava', rows=17).data_path.read_text())
+    path = tmp_path_factory.mktemp('held_out') / 'data.json'
+    path.write_text(json.dumps(rows[:6]))
+    return path
+
+
+@pytest.fixture(scope='session')
+def write_validated(write_recipe, held_out, tmp_path_factory) -> Callable[..., Path]:
+    """``write_validated('name', more='...', tune=...)``: the recipe, with a validation every second step.
+
+    ``more`` is added to its text; it may import ``validation_hooks``.
+    """
+    folder = tmp_path_factory.mktemp('recipes')
+    shutil.copy(Path(__file__).with_name('validation_hooks.py'), folder)
+
+    def write(name: str, *, more: str = '', **changes: Any) -> Path:
+        path: Path = write_recipe(folder / f'{name}.py', **changes)
+        path.write_text(path.read_text() + VALIDATION.format(held_out=held_out) + more)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def validated(write_validated, tmp_path) -> Callable[..., Path]:
+    """As ``run``, with a validation."""
+
+    def go(name: str, *, more: str = '', resume: bool | str = False, **overrides: Any) -> Path:
+        path = write_validated(f'{tmp_path.name}_{name}', more=more)
+        train(str(path), work_dir=str(tmp_path / name), resume=resume, overrides=overrides)
+        return tmp_path / name
 
     return go
 

@@ -36,6 +36,7 @@ def options(base: Path, pages: Path, *, epochs: int) -> list[str]:
     settings = dict(
         pretrained_model_name_or_path=base,
         data_root=pages,
+        val_data_path=None,
         image_folder=pages,
         evaluation_images=[str(pages / 'page_1.png')],
         max_epochs=epochs,

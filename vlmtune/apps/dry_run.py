@@ -12,7 +12,7 @@ from vlmtune.engine.hooks.dataset_info import describe_data
 from vlmtune.engine.loops import count_steps
 from vlmtune.engine.memory import Load, MemoryEstimate, MemoryModel, Sharding, state_bytes_per_weight
 from vlmtune.engine.out_of_memory import device_memory, name_samples
-from vlmtune.engine.runner import build_data, build_model
+from vlmtune.engine.runner import build_data, build_model, build_validation
 from vlmtune.engine.worst_pack import Pack, PlanSummary, is_packed, run_pack, summarise_plan
 from vlmtune.utils.device import find_device
 
@@ -54,6 +54,9 @@ def dry_run(cfg: Config) -> None:
         full = Load(tokens=length, patches=0, supervised=length)
         said += ['data: a stream; its packs are not known beforehand']
         said += [describe_memory(memory.estimate(full), sharding=sharding)]
+    if (validation := build_validation(cfg, processor=processor)) is not None:
+        questions = len(validation['questions'] or ())
+        said.append(f'validation: {describe_data(validation["dataloader"].dataset)}; {questions:,} questions')
     if rank == 0:
         print('\n'.join(said), 'nothing was trained and nothing was saved', sep='\n')
 

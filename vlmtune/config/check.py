@@ -9,7 +9,7 @@ from mmengine.config import Config
 
 from vlmtune.config.lazy import config_items, is_object, raw_items
 from vlmtune.config.mistakes import raise_mistakes
-from vlmtune.config.names import DATALOADER_KEYS, RUNNER_NAMES
+from vlmtune.config.names import DATALOADER_KEYS, EVALUATOR_KEYS, RUNNER_NAMES
 from vlmtune.config.signature import Signature
 from vlmtune.config.targets import UnknownTarget, find_target
 from vlmtune.utils.suggest import did_you_mean
@@ -17,7 +17,7 @@ from vlmtune.utils.suggest import did_you_mean
 INJECTED = frozenset(
     """
     processor model dataset tokenizer runner dataloader evaluator optimizer params optim_wrapper_cfg paramwise_cfg
-    name save_dir work_dir experiment_name env_kwargs rows row conversation image_sizes
+    name save_dir work_dir experiment_name env_kwargs rows row conversation image_sizes predictions references samples
     """.split()
 )
 """Arguments that whoever builds a config part supplies, so that a config need not."""
@@ -27,6 +27,9 @@ ALLOWED_KEYS: Mapping[str, Collection[str]] = MappingProxyType(
         'train_dataloader': DATALOADER_KEYS,
         'val_dataloader': DATALOADER_KEYS,
         'test_dataloader': DATALOADER_KEYS,
+        'val_evaluator': EVALUATOR_KEYS,
+        'test_evaluator': EVALUATOR_KEYS,
+        'test_cfg': ('limit',),
         'randomness': ('seed', 'diff_rank_seed', 'deterministic'),
         'timeouts': ('step', 'other'),
         'env_cfg': ('cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'),
@@ -40,6 +43,8 @@ _ITEM_KEYS = {
     'default_hooks': ('priority',),
     'custom_hooks': ('priority',),
     'param_scheduler': ('convert_to_iter_based',),
+    'val_evaluator.metrics': ('name',),
+    'test_evaluator.metrics': ('name',),
 }
 _COMPLETE = ('rows',)  # functions that are called with what the config gives and nothing else
 

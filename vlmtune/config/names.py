@@ -8,7 +8,7 @@ RUNNER_NAMES = frozenset(
     """
     processor model work_dir experiment_name train_dataloader optim_wrapper param_scheduler train_cfg
     val_dataloader val_evaluator val_cfg test_dataloader test_evaluator test_cfg strategy default_hooks custom_hooks
-    load_from resume launcher env_cfg log_processor log_level visualizer randomness default_scope vision_cache
+    load_from resume launcher env_cfg log_processor log_level visualizer trackers randomness default_scope vision_cache
     plan_cache_dir reset_optimizer timeouts requeue_exit_code
     """.split()
 )
@@ -22,6 +22,7 @@ SETTINGS = frozenset(
     tune lora_r lora_alpha lora_dropout quantization dtype gradient_checkpointing attn_implementation
     batch_size accumulative_counts dataloader_num_workers max_epochs max_steps optim_type lr betas weight_decay
     max_norm warmup_ratio seed save_steps save_total_limit evaluation_freq evaluation_inputs evaluation_images SYSTEM
+    val_interval val_batch_size
     """.split()
 )
 """The settings that recipes share."""
@@ -72,6 +73,7 @@ _SAME = {
     'default_hooks': 'checkpoint_config log_config',
     'strategy': 'deepspeed deepspeed_config ddp fsdp',
     'timeouts': 'ddp_timeout timeout nccl_timeout',
+    'trackers': 'report_to vis_backends logger_type use_wandb',
     'env_cfg': 'cudnn_benchmark dist_params mp_cfg',
 }
 OLD_NAMES = {old: ours for ours, others in _SAME.items() for old in others.split()}
@@ -84,6 +86,9 @@ DATALOADER_KEYS = frozenset(
     """.split()
 )
 """The keys of ``train_dataloader``; the Runner builds sampler and collate function from them."""
+
+EVALUATOR_KEYS = frozenset(('metrics', 'generation', 'reference_key'))
+"""The keys of ``val_evaluator`` and ``test_evaluator``."""
 
 
 def unknown_name(name: str, valid: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ from vlmtune.engine.deepspeed import DeepSpeedStrategy
 from vlmtune.engine.hooks import (
     CheckpointHook,
     DatasetInfoHook,
+    EarlyStoppingHook,
     EvaluateChatHook,
     MetricsFileHook,
     ProgressBarHook,
@@ -15,12 +16,14 @@ from vlmtune.engine.loops import TrainLoop
 from vlmtune.engine.optim import PartwiseOptimWrapperConstructor
 from vlmtune.engine.runner import Runner
 from vlmtune.engine.strategies import DDPStrategy, SingleDeviceStrategy
+from vlmtune.engine.val_loop import ValLoop
 
 __all__ = [
     'CheckpointHook',
     'DDPStrategy',
     'DatasetInfoHook',
     'DeepSpeedStrategy',
+    'EarlyStoppingHook',
     'EvaluateChatHook',
     'LogLine',
     'MetricsFileHook',
@@ -30,4 +33,5 @@ __all__ = [
     'SingleDeviceStrategy',
     'ThroughputHook',
     'TrainLoop',
+    'ValLoop',
 ]

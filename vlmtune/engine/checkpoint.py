@@ -27,6 +27,7 @@ CONFIG_FILE = 'config.py'
 PROCESSOR_DIR = 'processor'
 ADAPTER_FILE = 'adapter_config.json'
 POINTER = 'last_checkpoint'
+BEST_POINTER = 'best_checkpoint'
 _NAME = re.compile(r'iter_(\d+)\.pth')
 _ASIDE = re.compile(r'(iter_\d+\.pth)\.old\d*')
 _HALF_WRITTEN = 'iter_*.pth.tmp'
@@ -161,9 +162,9 @@ def _free_name(target: Path) -> Path:
     raise CheckpointError(f'{target} cannot be kept aside: there are a thousand of them; remove the {target.name}.old*')
 
 
-def point_to(target: Path) -> None:
+def point_to(target: Path, *, pointer: str = POINTER) -> None:
     """Let ``last_checkpoint`` beside ``target`` name it, by a relative path, so that a work dir can be moved."""
-    replace_text(target.with_name(POINTER), target.name + '\n')
+    replace_text(target.with_name(pointer), target.name + '\n')
 
 
 def failure(target: Path, error: OSError) -> CheckpointError:
@@ -250,9 +251,9 @@ def _is_whole(path: Path) -> bool:
 # ---- removing
 
 
-def _pointed_at(work_dir: Path) -> str:
+def _pointed_at(work_dir: Path, pointer: str) -> str:
     try:
-        name = (work_dir / POINTER).read_bytes()[:100].decode(errors='replace').strip()
+        name = (work_dir / pointer).read_bytes()[:100].decode(errors='replace').strip()
     except OSError:
         return ''
     return name if _NAME.fullmatch(name) else ''
@@ -261,12 +262,13 @@ def _pointed_at(work_dir: Path) -> str:
 def purge(work_dir: Path, *, keep: int) -> list[Path]:
     """Remove all but the newest ``keep`` whole checkpoints (-1 keeps all, 0 means 1) and return what was removed.
 
-    What ``last_checkpoint`` names stays, and so does what vlmtune did not write.
+    What ``last_checkpoint`` or ``best_checkpoint`` names stays, and so does what vlmtune did not write.
     """
     if keep < 0:
         return []
     ours = [path for path in _by_age(work_dir) if _is_ours(path)]
-    kept = {*[path for path in ours if _is_whole(path)][-max(keep, 1) :], work_dir / _pointed_at(work_dir)}
+    kept = {*[path for path in ours if _is_whole(path)][-max(keep, 1) :]}
+    kept |= {work_dir / _pointed_at(work_dir, pointer) for pointer in (POINTER, BEST_POINTER)}
     old = [path for path in ours if path not in kept]
     old += [path for path in work_dir.iterdir() if path not in ours and _is_replaced(path)]
     try:

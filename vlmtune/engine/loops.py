@@ -78,6 +78,7 @@ class TrainLoop(BaseLoop):
         epochs = 1.0 if self.sampler.endless else self._max_iters / len(self.sampler)
         self._max_epochs = epochs if max_epochs is None else max_epochs
         self._iter = 0
+        self._learned = False  # whether the step under way has been learned
         self.rng_to_restore: dict[str, Any] | None = None
         file = Path(runner.work_dir, NON_FINITE_FILE)
         self._guard = NonFiniteGuard(file, hub=runner.message_hub, max_skipped=max_skipped_steps)
@@ -87,8 +88,10 @@ class TrainLoop(BaseLoop):
     iter = property(lambda self: self._iter)
     max_epochs = property(lambda self: self._max_epochs)
     max_iters = property(lambda self: self._max_iters)
+    steps_done = property(lambda self: self._iter + self._learned)  # also in hooks, where ``iter`` still lags behind
     step_counts = StepCounts()  # of the last step, for hooks
     step_times = StepTimes()  # likewise; saving and sample answers not included
+    stop_training = False  # a hook sets it where a step has ended
     skipped_step = False  # whether the last step was left out because something in it was not finite
 
     def run(self) -> torch.nn.Module:
@@ -99,15 +102,17 @@ class TrainLoop(BaseLoop):
             UserError: data, loss, memory or another rank failed.
         """
         runner = self.runner
-        with StopSignals(requeue_exit_code=runner.cfg.get('requeue_exit_code')) as self._signals:
+        with StopSignals(requeue_exit_code=runner.cfg.get('requeue_exit_code')) as self.signals:
             try:
                 runner.call_hook('before_train')
                 runner.call_hook('before_train_epoch')
                 runner.model.train()
                 model = unwrap(runner.model)
                 self._flops, self._clock = ModelFlops(model), StepClock(model, device=runner.strategy.device)
-                while self._iter < self._max_iters:
+                self._begin_validation()
+                while self._iter < self._max_iters and not self.stop_training:
                     self._one_iteration()
+                    self._validate()
                 runner.call_hook('after_train_epoch')
                 runner.call_hook('after_train')
             finally:
@@ -135,9 +140,23 @@ class TrainLoop(BaseLoop):
         outputs = self._step(batches)
         self.step_times = clock.stop()
         self.sampler.finish_step()
+        self._learned = True
         runner.call_hook('after_train_iter', batch_idx=self._iter, data_batch=batches, outputs=outputs)
         self._stop_if_asked(flags)
-        self._iter += 1
+        self._iter, self._learned = self._iter + 1, False
+
+    def _begin_validation(self) -> None:
+        """Before the first step of this process: a validation that is due may have been interrupted by a kill."""
+        if self.runner.val_loop is not None:
+            with ranks.together('looking at earlier validations'):
+                self.runner.val_loop.tidy()
+            self._validate()
+
+    def _validate(self) -> None:
+        """Between two steps, where it is time."""
+        loop = self.runner.val_loop
+        if loop is not None and loop.due(self._iter):
+            self._stop_if_asked(loop.run())
 
     def _meet(self, fetched: Fetched) -> list[float]:
         """Tell the other ranks what this one brings to the step; how many of them were asked to stop, by signal."""
@@ -145,10 +164,10 @@ class TrainLoop(BaseLoop):
         failed = float(fetched.failure is not None)
         iteration = self._iter + 1
         sums = ranks.total(
-            [failed, *self._signals.flags(), *mine], what=f'waiting for all to have the data of iteration {iteration}'
+            [failed, *self.signals.flags(), *mine], what=f'waiting for all to have the data of iteration {iteration}'
         )
         if sums[0]:
-            stop_all(fetched.failure, iteration=iteration)
+            stop_all(fetched.failure, at=f'iteration {iteration}')
         flags, counts = sums[1 : 1 + len(SIGNALS)], sums[1 + len(SIGNALS) :]
         supervised, tokens, samples, flops = counts
         self.step_counts = StepCounts(int(supervised), int(tokens), int(samples), flops)
@@ -166,13 +185,13 @@ class TrainLoop(BaseLoop):
         return StepCounts(supervised, tokens, samples, flops)
 
     def _stop_if_asked(self, flags: list[float]) -> None:
-        """After a step: save and leave, if any rank was asked to before it."""
-        asked = self._signals.asked(flags)
+        """Where a step has ended: save and leave, if any rank was asked to."""
+        asked = self.signals.asked(flags)
         if asked is None:
             return
         hook = next((hook for hook in self.runner.hooks if isinstance(hook, CheckpointHook)), None)
         saved = 'no checkpoint: the config has no CheckpointHook' if hook is None else hook.save(self.runner)
-        self._signals.leave_saved(asked, iteration=self._iter + 1, checkpoint=saved)
+        self.signals.leave_saved(asked, iteration=self.steps_done, checkpoint=saved)
 
     # ---- the step
 

@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from vlmtune.config.targets import find_target
 from vlmtune.data import Processor, StreamingDataset
 from vlmtune.engine import checkpoint
 from vlmtune.engine.deepspeed_config import check_deepspeed
+from vlmtune.engine.monitor import Monitor
 from vlmtune.engine.sharded_loading import check_sharding
+from vlmtune.engine.trackers import read_trackers
+from vlmtune.evaluation import Evaluator
 from vlmtune.families import PartName
 from vlmtune.layouts import check_same_parts, find_layout
 from vlmtune.models.loading import read_family
@@ -46,7 +50,64 @@ def check_settings(cfg: Config) -> None:
         _check_vision_cache(cfg, settings)
     if cfg.get('visualizer') is not None and not isinstance(cfg.visualizer, Mapping):
         raise ConfigError(f'visualizer={cfg.visualizer!r}: expected dict(type=Visualizer, vis_backends=[...]) or None')
-    build_custom_hooks(cfg)
+    if read_trackers(cfg.get('trackers')) and cfg.get('visualizer') is not None:
+        raise ConfigError('trackers and visualizer are both set; remove one of the two')
+    check_validation(cfg, hooks=build_custom_hooks(cfg))
+
+
+def check_validation(cfg: Config, *, hooks: Sequence[Any]) -> None:
+    """Tell what is wrong with the validation that a config asks for, and with what hooks want to read from it.
+
+    Args:
+        cfg: of the run.
+        hooks: of ``custom_hooks``.
+
+    Raises:
+        ConfigError: a part is missing, a metric is none, or a score is monitored that there is not.
+    """
+    saving = (cfg.get('default_hooks') or {}).get('checkpoint')
+    hooks = [*hooks, *([] if saving is None else [HOOKS.build(saving)])]
+    monitors = [hook.monitor for hook in hooks if isinstance(getattr(hook, 'monitor', None), Monitor)]
+    loader, loop = cfg.get('val_dataloader'), cfg.get('val_cfg')
+    if loader is None:
+        if monitors:
+            raise ConfigError(
+                f"{monitors[0].asked_by}='val/{monitors[0].name}' needs a validation, and there is no val_dataloader; "
+                'set val_dataloader and val_cfg, or remove it'
+            )
+        return
+    if not loop:
+        raise ConfigError('val_dataloader needs val_cfg=dict(type=ValLoop, interval=500), or set val_dataloader=None')
+    if 'dataset' not in loader:
+        raise ConfigError('val_dataloader.dataset is missing; set it to the data set of the held-out rows')
+    size = loader.get('batch_size', 1)
+    if not isinstance(size, int) or size < 1:
+        raise ConfigError(f'val_dataloader.batch_size={size!r}: expected a number of questions, at least 1')
+    kind = find_target(loader.dataset.type, must_exist=True)
+    if kind is StreamingDataset:
+        raise ConfigError('val_dataloader: a StreamingDataset has no end; use a SupervisedDataset')
+    check = getattr(find_target(loop.type, must_exist=True), 'check', None)
+    if check is not None:
+        check(**{name: value for name, value in loop.items() if name != 'type'})
+    names = score_names(Evaluator(**cfg.get('val_evaluator') or {}))
+    for monitor in monitors:
+        if names is not None:
+            monitor.check({'loss', *names})
+
+
+def score_names(evaluator: Evaluator) -> list[str] | None:
+    """What the scores will be called; None where a metric does not say that it returns one number."""
+    if any(signature(metric.function).return_annotation is not float for metric in evaluator.metrics):
+        return None
+    return [metric.name for metric in evaluator.metrics]
+
+
+def without_augmentation(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a data set, also of a mixture, whose images stay as they are."""
+    settings = {name: value for name, value in dataset.items() if name != 'image_transform'}
+    if 'datasets' in settings:
+        settings['datasets'] = [without_augmentation(member) for member in settings['datasets']]
+    return settings
 
 
 def check_new_tokens(cfg: Config, *, processor: Processor) -> None:

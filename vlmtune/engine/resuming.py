@@ -28,6 +28,7 @@ class TrainerState(NamedTuple):
     schedulers: list[dict[str, Any]]
     scaler: dict[str, Any]
     messages: dict[str, Any]
+    validations: list[dict[str, Any]] = []  # noqa: RUF012  # never changed; older checkpoints have none
 
 
 def load_or_resume(runner: Any) -> None:
@@ -97,6 +98,10 @@ def resume_from(runner: Any, path: Path) -> None:
         loop._iter = _go_on_at(runner, trainer)
         _set_schedules(runner, trainer, fresh=fresh, reset=reset)
         set_message_state(runner.message_hub, trainer.messages)
+        if runner.val_loop is not None:
+            runner.val_loop.load_history(trainer.validations)
+    if path.absolute() == Path(runner.work_dir, checkpoint.checkpoint_name(loop.iter)).absolute():
+        runner.saver.last = loop.iter
     loop.rng_to_restore = _rng_state_for(runner, path, manifest)
     if manifest['world_size'] != runner.world_size:
         logger.info('saved by %d processes, this run has %d', manifest['world_size'], runner.world_size)
@@ -165,10 +170,10 @@ def _read_state(path: Path, name: str) -> Any:
 
 def _read_trainer(path: Path, manifest: Mapping[str, Any]) -> TrainerState:
     found = _read_state(path, TRAINER_FILE)
-    kinds = TrainerState.__annotations__
-    if not isinstance(found, dict) or not kinds.keys() <= found.keys():
+    kinds = TrainerState.__annotations__.keys()
+    if not isinstance(found, dict) or not kinds - TrainerState._field_defaults.keys() <= found.keys():
         raise CheckpointError(f'{path / TRAINER_FILE} was changed: it lacks what vlmtune writes into it')
-    trainer = TrainerState(**{name: found[name] for name in kinds})
+    trainer = TrainerState(**{name: found[name] for name in kinds & found.keys()})
     if type(trainer.iteration) is not int or trainer.iteration != manifest['iteration']:
         raise CheckpointError(
             f'{path / TRAINER_FILE} was changed: iteration {str(trainer.iteration)[:20]}, '

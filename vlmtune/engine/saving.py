@@ -66,7 +66,7 @@ class Saver:
         except Exception:
             checkpoint.discard(staging)  # by every rank: where the nodes share no disk, each has its own
             raise
-        self.last = self._runner.iter + 1
+        self.last = self._runner.train_loop.steps_done
         self._bytes_of_last[save_optimizer] = sum(entry.size for entry in files.values())
 
     def check_space(self, work_dir: Path, *, save_optimizer: bool) -> None:
@@ -75,7 +75,7 @@ class Saver:
         Raises:
             CheckpointError: how much is free and how much is needed.
         """
-        first = work_dir / checkpoint.checkpoint_name(self._runner.iter + 1)
+        first = work_dir / checkpoint.checkpoint_name(self._runner.train_loop.steps_done + 1)
         with ranks.together('looking for room for a checkpoint'), _as_checkpoint_error(first):
             if self._runner.rank == 0:
                 checkpoint.check_space(work_dir, self.needed_bytes(save_optimizer=save_optimizer))
@@ -107,12 +107,13 @@ class Saver:
             _exhaust(strategy.trainable_state())
         if save_optimizer:
             written |= strategy.save_optimizer(staging)
-        name = rng_file(rank)
-        return {**written, name: write_file(staging / name, [to_json(rng_state())])}
+        name, resumed = rng_file(rank), self._runner.train_loop.rng_to_restore
+        state = rng_state() if resumed is None else resumed  # no step was learned since
+        return {**written, name: write_file(staging / name, [to_json(state)])}
 
     def _write_weights(self, path: Path) -> Written:
         strategy = self._runner.strategy
-        tensors = only_finite(strategy.trainable_state(), iteration=self._runner.iter + 1)
+        tensors = only_finite(strategy.trainable_state(), iteration=self._runner.train_loop.steps_done)
         try:
             return write_tensors(path, tensors, layout=strategy.trainable_layout(), metadata=dict(format='pt'))
         finally:
@@ -137,18 +138,19 @@ class Saver:
         runner = self._runner
         loop = runner.train_loop
         return dict(
-            iteration=loop.iter + 1,
+            iteration=loop.steps_done,
             seed=runner.seed,
             packs_per_step=loop.sampler.packs_per_step,
             sampler=loop.sampler.state_dict(),
             schedulers=schedule_states(runner.param_schedulers or []),
             scaler=runner.strategy.scaler_state(),
+            validations=[] if runner.val_loop is None else runner.val_loop.history,
             messages=message_state(runner.message_hub, window=runner.log_processor.window_size),
         )
 
     def _seal(self, target: Path, files: dict[str, Written], *, resumable: bool) -> None:
         world_size = self._runner.world_size
-        meta = dict(iteration=self._runner.iter + 1, world_size=world_size, resumable=resumable)
+        meta = dict(iteration=self._runner.train_loop.steps_done, world_size=world_size, resumable=resumable)
         patience = _PATIENCE if world_size > 1 else 0.0
         checkpoint.seal(checkpoint.staging_of(target), target, files=files, meta=meta, patience=patience)
         checkpoint.point_to(target)

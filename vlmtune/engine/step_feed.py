@@ -99,22 +99,20 @@ class StepFeed:
         self._batches = None
 
 
-def stop_all(failure: DataFailure | None, *, iteration: int) -> None:
+def stop_all(failure: DataFailure | None, *, at: str) -> None:
     """End all ranks with one message, because some of them have no data.
 
     Args:
         failure: of this rank.
-        iteration: counted from 1.
+        at: the part of the run that needs it: 'iteration 3'.
 
     Raises:
         DataError: the data has to be mended.
         TrainingError: a worker has died or hangs, or the machine is in trouble.
     """
-    told = ranks.gather(failure, what=f'telling why there is no data for iteration {iteration}')
+    told = ranks.gather(failure, what=f'telling why there is no data for {at}')
     found = {rank: DataFailure(*one) for rank, one in enumerate(told) if one is not None}
-    message = '; '.join(
-        f'rank {rank} could not get its data at iteration {iteration}: {one.cause}' for rank, one in found.items()
-    )
+    message = '; '.join(f'rank {rank} could not get its data at {at}: {one.cause}' for rank, one in found.items())
     ranks.fail_everywhere((DataError if all(one.users for one in found.values()) else TrainingError)(message))
 
 
