@@ -4,6 +4,8 @@ import subprocess
 import sys
 
 OPTIONAL = ['deepspeed', 'bitsandbytes', 'torchvision', 'peft', 'datasets']
+OPTIONAL += ['tensorboard', 'wandb', 'mlflow', 'swanlab']  # trackers
+OPTIONAL += ['sacrebleu', 'jiwer', 'rapidfuzz', 'rouge_score']  # metrics
 CODE = """
 import sys
 import vlmtune.models, vlmtune.data, vlmtune.engine

@@ -21,10 +21,11 @@ def redact_secrets(cfg: Config) -> Config:
     """A copy with placeholders for secrets. Whatever writes or sends a config writes or sends this.
 
     Secrets are known by their key: ``api_key``, ``hf_token``, ``password`` and the like anywhere (``pad_token`` is no
-    secret), anything with ``key`` or ``token`` in the arguments of the visualizer; and by their look, see
+    secret), anything with ``key`` or ``token`` in the arguments of trackers and the visualizer; and by their look, see
     ``utils.secrets``.
     """
-    clean = {name: _redact(value, name, name == 'visualizer') for name, value in config_items(cfg).items()}
+    items = config_items(cfg).items()
+    clean = {name: _redact(value, name, name in ('visualizer', 'trackers')) for name, value in items}
     with lazy_dicts():
         return Config(ConfigDict(clean), cfg_text='# redacted', filename=cfg.filename)
 

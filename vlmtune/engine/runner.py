@@ -17,19 +17,24 @@ from vlmtune.config.targets import find_target
 from vlmtune.data import Processor, StepDataLoader, SupervisedDataset, build_train_loader
 from vlmtune.engine import ranks
 from vlmtune.engine.checkpoint import CONFIG_FILE
+from vlmtune.engine.hooks.dataset_info import describe_data
 from vlmtune.engine.hooks.isolation import IsolationHook
 from vlmtune.engine.optim import PartwiseOptimWrapperConstructor
-from vlmtune.engine.precheck import build_custom_hooks, check_new_tokens
+from vlmtune.engine.precheck import build_custom_hooks, check_new_tokens, without_augmentation
 from vlmtune.engine.resuming import load_or_resume
 from vlmtune.engine.saving import Saver
 from vlmtune.engine.schedules import schedules_in_steps
 from vlmtune.engine.sharded_loading import needs_images_everywhere, sharded_weights
 from vlmtune.engine.strategies import DDPStrategy, SingleDeviceStrategy
+from vlmtune.engine.trackers import Trackers, read_trackers
+from vlmtune.engine.val_loop import FOLDER
 from vlmtune.engine.vision_cache import use_vision_cache
+from vlmtune.evaluation import Evaluator
+from vlmtune.evaluation.questions import open_questions
 from vlmtune.models import SupervisedFinetune
-from vlmtune.registry import DATASETS, MODELS, PROCESSORS
+from vlmtune.registry import DATASETS, LOOPS, MODELS, PROCESSORS
 from vlmtune.utils.device import find_device
-from vlmtune.utils.errors import CheckpointError
+from vlmtune.utils.errors import CheckpointError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +51,54 @@ def build_data(cfg: Config, *, bad_samples_file: Path | None = None) -> tuple[Pr
     processor = PROCESSORS.build(cfg.processor)
     check_new_tokens(cfg, processor=processor)
     options = dict(cfg.train_dataloader)
-    part = options.pop('dataset')
+    dataset = _build_dataset(cfg, options.pop('dataset'), processor=processor, bad_samples_file=bad_samples_file)
+    accumulative_counts = cfg.train_cfg.get('accumulative_counts', 1)
+    seed = cfg.randomness.seed
+    return processor, _build_loader(cfg, dataset, seed=seed, accumulative_counts=accumulative_counts, **options)
+
+
+def build_validation(
+    cfg: Config, *, processor: Processor, bad_samples_file: Path | None = None
+) -> dict[str, Any] | None:
+    """What a ValLoop needs besides the Runner: held-out rows, planned and checked, once to learn and once to answer.
+
+    Rows are put into micro-batches as ``train_dataloader`` says, so that what fits in training fits here.
+
+    Args:
+        cfg: of the run.
+        processor: of the run.
+        bad_samples_file: where the data set writes what it could not use; None writes nothing.
+
+    Returns:
+        the arguments, or None where the config has no ``val_dataloader``.
+
+    Raises:
+        UserError: anything in the config or the data that the user can mend.
+    """
+    if cfg.get('val_dataloader') is None:
+        return None
+    part = without_augmentation(cfg.val_dataloader.dataset)
+    try:
+        dataset = _build_dataset(cfg, part, processor=processor, bad_samples_file=bad_samples_file)
+    except DataError as error:
+        raise DataError(f'held-out data: {error}; val_dataloader=None trains without', kind=error.kind) from error
+    names = ('batch_size', 'num_workers', 'pack_to_max_length', 'max_patches', 'pin_memory', 'timeout')
+    options = {name: cfg.train_dataloader[name] for name in names if name in cfg.train_dataloader}
+    logger.info('held-out data: %s', describe_data(dataset))
+    loader = _build_loader(cfg, dataset, seed=0, shuffle=False, group_by_length=True, **options)
+    evaluator = Evaluator(**cfg.get('val_evaluator') or {}, processor=processor)
+    questions = None
+    if evaluator.metrics:
+        part = {'cache_dir': cfg.get('plan_cache_dir'), **part}
+        limit = cfg.val_cfg.get('limit')
+        questions = open_questions(part, processor, reference_key=evaluator.reference_key, limit=limit)
+    batch_size = cfg.val_dataloader.get('batch_size', 1)
+    return dict(dataloader=loader, evaluator=evaluator, questions=questions, batch_size=batch_size)
+
+
+def _build_dataset(
+    cfg: Config, part: Mapping[str, Any], *, processor: Processor, bad_samples_file: Path | None
+) -> SupervisedDataset:
     target = find_target(part['type'], must_exist=True)
     known = Signature.of(target) if target is not None else None
     offered = dict(
@@ -55,18 +107,13 @@ def build_data(cfg: Config, *, bad_samples_file: Path | None = None) -> tuple[Pr
         seed=cfg.randomness.seed,
     )
     taken = {name: value for name, value in offered.items() if known is not None and name in known.names}
-    dataset: SupervisedDataset = DATASETS.build(part, default_args=dict(processor=processor, **taken))
+    return DATASETS.build(part, default_args=dict(processor=processor, **taken))
+
+
+def _build_loader(cfg: Config, dataset: SupervisedDataset, **options: Any) -> StepDataLoader:
     rank, world_size = get_dist_info()
-    loader = build_train_loader(
-        dataset,
-        seed=cfg.randomness.seed,
-        accumulative_counts=cfg.train_cfg.get('accumulative_counts', 1),
-        rank=rank,
-        world_size=world_size,
-        images_in_every_batch=needs_images_everywhere(cfg.get('strategy')),
-        **options,
-    )
-    return processor, loader
+    everywhere = needs_images_everywhere(cfg.get('strategy'))
+    return build_train_loader(dataset, rank=rank, world_size=world_size, images_in_every_batch=everywhere, **options)
 
 
 def build_model(cfg: Config, *, processor: Processor, device: str | None = None) -> SupervisedFinetune:
@@ -101,6 +148,8 @@ class Runner(FlexibleRunner):
         set_random_seed(cfg.randomness.seed)  # new weights (LoRA) are a function of the seed
         with ranks.together('planning the data'):
             processor, loader = build_data(cfg, bad_samples_file=Path(cfg.work_dir, BAD_SAMPLES_FILE))
+            bad_samples_file = Path(cfg.work_dir, FOLDER, BAD_SAMPLES_FILE)
+            validation = build_validation(cfg, processor=processor, bad_samples_file=bad_samples_file)
         with ranks.together('loading the model'), sharded_weights(cfg):
             model = build_model(cfg, processor=processor)
         if cfg.get('vision_cache') is not None:
@@ -135,9 +184,27 @@ class Runner(FlexibleRunner):
             **options,
         )
         runner.processor = processor
+        if validation is not None:
+            runner._val_loop = LOOPS.build(cfg.val_cfg, default_args=dict(runner=runner, **validation))
         if getattr(loader.collate_fn, 'pack', False):
             runner.register_hook(IsolationHook())
         return runner
+
+    def build_visualizer(self, visualizer: Any = None) -> Any:
+        """The trackers of the config, or the visualizer that it describes."""
+        if visualizer is not None:
+            return super().build_visualizer(visualizer)
+        chosen = read_trackers(self.cfg.get('trackers'))
+        return Trackers(chosen, folder=Path(self.log_dir), name=self.experiment_name)
+
+    def train(self) -> Any:
+        """Train; trackers are told how it ended."""
+        try:
+            return super().train()
+        except BaseException:
+            if isinstance(self.visualizer, Trackers):
+                self.visualizer.close(failed=True)
+            raise
 
     def build_train_loop(self, loop: Any) -> Any:
         """The loop; once its length is known, schedules in epochs become schedules in steps."""

@@ -19,7 +19,8 @@ default_hooks = dict(
 env_cfg = dict(cudnn_benchmark=False)
 log_level = 'INFO'
 log_processor = dict(type=LogLine, window_size=10)
-visualizer = None  # for example dict(type=Visualizer, vis_backends=[dict(type=TensorboardVisBackend)])
+trackers = None  # 'tensorboard', 'wandb', 'mlflow', 'swanlab', a list of them, or dict(wandb=dict(project='pages'))
+visualizer = None  # in place of trackers, one of mmengine's: dict(type=Visualizer, vis_backends=[...])
 load_from = None
 resume = False
 reset_optimizer = False  # True: a resumed run takes weights, schedules and data position, not the optimizer's state

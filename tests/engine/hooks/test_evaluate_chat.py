@@ -1,6 +1,7 @@
 """Sample answers are recorded, and training does not notice."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +56,13 @@ def test_a_picture_that_is_not_there(questions, run):
         run('asked', recipe={**questions, 'pictures': ['/gone.png', None]}, **SHORT)
 
 
+def test_a_picture_that_breaks_off_is_told_before_training(questions, tmp_path):
+    whole = Path(questions['pictures'][0]).read_bytes()
+    (tmp_path / 'half.png').write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ConfigError, match=r'evaluation_images\[1\]: .*half.png'):
+        EvaluateChatHook(['a', 'b'], images=[None, str(tmp_path / 'half.png')])
+
+
 def test_pictures_per_question(questions):
     x = questions['pictures'][0]
     hook = EvaluateChatHook(['a', 'b', 'c'], images=[x, [x, x], None], system='Be brief.')
@@ -72,3 +80,44 @@ def test_one_picture_goes_with_every_question_and_one_question_may_be_a_word(que
 def test_pictures_and_questions_that_differ_in_number():
     with pytest.raises(ConfigError, match='evaluation_images has 1 entries, evaluation_inputs 2; give one each'):
         EvaluateChatHook(['a', 'b'], images=['x.png'])
+
+
+def test_a_system_message_per_question():
+    hook = EvaluateChatHook(['a', 'b'], system=['Be brief.', None])
+    assert [[m.role for m in c.messages] for c in hook.conversations] == [['system', 'user'], ['user']]
+    assert hook.conversations[0].messages[0].text == 'Be brief.'
+    with pytest.raises(ConfigError, match='SYSTEM has 1 entries, evaluation_inputs 2; give one each'):
+        EvaluateChatHook(['a', 'b'], system=['Be brief.'])
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (dict(generation=dict(top_q=0.9)), "EvaluateChatHook.generation: .*no setting 'top_q', did you mean 'top_"),
+        (dict(max_new_tokens=0), '`max_new_tokens` must be greater than 0'),
+        (dict(stop_words=['']), "stop_strings holds ''; expected texts of at least one character"),
+    ],
+)
+def test_settings_that_cannot_be_are_told_before_training(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        EvaluateChatHook(['a'], **settings)
+
+
+def test_an_answer_ends_before_a_stop_word(questions, run):
+    asked = dict(questions=questions['questions'][1:], pictures=[None])
+    last = 'custom_hooks.1.'
+    free = answers(run('free', recipe=asked, **{**SHORT, 'max_steps': 1, f'{last}max_new_tokens': 8}))
+    word = free[0][len(free[0]) // 2 :][:3]
+    assert word.strip()
+    stopped = answers(
+        run(
+            'stopped',
+            recipe=asked,
+            **{**SHORT, 'max_steps': 1, f'{last}max_new_tokens': 8, f'{last}stop_words': [word]},
+        )
+    )
+    assert stopped[0] == free[0].partition(word)[0].strip()
+
+
+def answers(work_dir):
+    return [json.loads(line)['answer'] for line in (work_dir / 'evaluate_chat.jsonl').read_text().splitlines()]

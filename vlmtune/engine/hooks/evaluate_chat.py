@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 from mmengine.hooks import Hook
 
-from vlmtune.data.images import load_image, read_image_size
+from vlmtune.data.images import load_image
 from vlmtune.engine import ranks
 from vlmtune.engine.optim import unwrap
 from vlmtune.engine.state import rng_state, set_rng_state
+from vlmtune.engine.trackers import Trackers
 from vlmtune.evaluation import generate
+from vlmtune.evaluation.evaluator import check_generation
+from vlmtune.evaluation.stopping import as_stop_strings
 from vlmtune.registry import HOOKS
 from vlmtune.structures import Conversation, ImagePart, ImageRef, Message, Part, TextPart
 from vlmtune.utils.errors import ConfigError, DataError
@@ -21,11 +24,12 @@ from vlmtune.utils.errors import ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 RECORDS_FILE = 'evaluate_chat.jsonl'
+_SHOWN = 512  # pixels of the longer edge, at most: trackers keep every picture of every evaluation
 
 
 @HOOKS.register_module()
 class EvaluateChatHook(Hook):
-    """Asks the model fixed questions and logs the answers as text, JSONL and, with a tracker, pictures.
+    """Asks the model fixed questions and logs the answers as text, JSONL and, with trackers, beside their pictures.
 
     The model's mode, the random generators and the gradients are left as they were.
 
@@ -33,13 +37,15 @@ class EvaluateChatHook(Hook):
         inputs: the questions.
         images: None, or one entry per question: a path, a list of paths, or None for a question without a picture. A
             single path goes with every question.
-        system: system message of all questions.
+        system: system message of all questions, or a list with one for each; None for none.
         every_n_iters: optimizer steps between evaluations; None asks before and after training only.
         max_new_tokens: of an answer.
+        stop_words: texts that end an answer, which is cut before them.
         generation: further settings of transformers' ``generate``, for example ``dict(do_sample=True, top_p=0.9)``.
 
     Raises:
-        ConfigError: images and inputs differ in number, or an image cannot be read.
+        ConfigError: images or system messages and inputs differ in number, an image cannot be read, or ``generate``
+            knows no such setting.
     """
 
     priority = 'LOW'
@@ -49,27 +55,33 @@ class EvaluateChatHook(Hook):
         inputs: Sequence[str],
         *,
         images: Sequence[str | Sequence[str] | None] | str | None = None,
-        system: str | None = None,
+        system: Sequence[str | None] | str | None = None,
         every_n_iters: int | None = None,
         max_new_tokens: int = 128,
+        stop_words: Sequence[str] | str = (),
         generation: dict[str, Any] | None = None,
     ) -> None:
         self.inputs = [inputs] if isinstance(inputs, str) else list(inputs)
-        images = [images] * len(self.inputs) if images is None or isinstance(images, str) else list(images)
-        if len(images) != len(self.inputs):
-            raise ConfigError(
-                f'evaluation_images has {len(images)} entries, evaluation_inputs {len(self.inputs)}; give one each'
-            )
-        self.conversations = [_conversation(q, i, system) for q, i in zip(self.inputs, images, strict=True)]
+        own_images = self._for_each(images, name='evaluation_images')
+        own_system = self._for_each(system, name='SYSTEM')
+        self.conversations = [_conversation(*asked) for asked in zip(self.inputs, own_images, own_system, strict=True)]
         self._check_images()
         self.every_n_iters = every_n_iters
         self.generation = dict(generation or {}, max_new_tokens=max_new_tokens)
+        check_generation(self.generation, where='EvaluateChatHook.generation')
+        self.stop_words = as_stop_strings(stop_words)
+
+    def _for_each(self, given: Any, *, name: str) -> list[Any]:
+        entries = [given] * len(self.inputs) if given is None or isinstance(given, str) else list(given)
+        if len(entries) != len(self.inputs):
+            raise ConfigError(f'{name} has {len(entries)} entries, evaluation_inputs {len(self.inputs)}; give one each')
+        return entries
 
     def _check_images(self) -> None:
         for i, conversation in enumerate(self.conversations):
             for image in conversation.images:
                 try:
-                    read_image_size(image, root=None)
+                    load_image(image, root=None)
                 except DataError as error:
                     found = str(error) if Path(str(image)).exists() else f'no file at {Path(str(image)).absolute()}'
                     raise ConfigError(f'evaluation_images[{i}]: {found}') from error
@@ -106,7 +118,7 @@ class EvaluateChatHook(Hook):
         No rank stops before the last one does: where they sample, each draws an answer of its own.
         """
         before, model = rng_state(), unwrap(runner.model)
-        settings = dict(self.generation, synced_gpus=True) if synced else self.generation
+        settings = dict(self.generation, stop_strings=self.stop_words) | (dict(synced_gpus=True) if synced else {})
         answers = generate(model.model, runner.processor, self.conversations, autocast_dtype=model.dtype, **settings)
         set_rng_state(before)
         return answers
@@ -115,19 +127,25 @@ class EvaluateChatHook(Hook):
         with Path(runner.work_dir, RECORDS_FILE).open('a', encoding='utf-8') as file:
             for i, (conversation, answer) in enumerate(zip(self.conversations, answers, strict=True)):
                 images = [str(image) for image in conversation.images]
-                shown = f' {images}' if images else ''
+                where, asked = f' {images}' if images else '', self.inputs[i]
                 logger.info(
-                    'sample answer at iteration %d%s\n  asked: %s\n  answer: %s',
-                    iteration,
-                    shown,
-                    self.inputs[i],
-                    answer,
+                    'sample answer at iteration %d%s\n  asked: %s\n  answer: %s', iteration, where, asked, answer
                 )
-                row = dict(iteration=iteration, input=self.inputs[i], images=images, answer=answer)
+                row = dict(iteration=iteration, input=asked, images=images, answer=answer)
                 file.write(json.dumps(row, ensure_ascii=False) + '\n')
-                for image in conversation.images:
-                    pixels = np.asarray(load_image(image, root=None))
-                    runner.visualizer.add_image(f'evaluate_chat/{i}', pixels, step=iteration)
+                self._show(runner.visualizer, i, f'asked: {asked}\n\nanswer: {answer}', iteration)
+
+    def _show(self, visualizer: Any, i: int, text: str, iteration: int) -> None:
+        """Text and pictures for trackers, under the same name; a visualizer of mmengine's takes pictures only."""
+        name, images = f'evaluate_chat/{i}', self.conversations[i].images
+        captioned = isinstance(visualizer, Trackers)
+        if captioned:
+            visualizer.add_text(name, text, step=iteration)
+        for k, image in enumerate(images):
+            picture = load_image(image, root=None).convert('RGB')
+            picture.thumbnail((_SHOWN, _SHOWN))
+            own = name if len(images) == 1 else f'{name}/{k}'
+            visualizer.add_image(own, np.asarray(picture), step=iteration, **(dict(caption=text) if captioned else {}))
 
 
 def _conversation(question: str, images: str | Sequence[str] | None, system: str | None) -> Conversation:
