@@ -15,19 +15,21 @@ _PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>$title</title>
 <style>
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222 }
-h2 { margin-top: 2em } h3 { margin: 0 }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 1.5em auto; padding: 0 1em; color: #222;
+  overflow-wrap: anywhere }
+h1 { font-size: 1.5em } h2 { font-size: 1.2em; margin-top: 2em } h3 { font-size: 1em; margin: 0 }
 article { border-top: 1px solid #ccc; padding: 1em 0 }
-.facts, figcaption { color: #666; font-size: 90% }
-.text { white-space: pre-wrap; overflow-wrap: anywhere; font-family: ui-monospace, monospace; font-size: 13px }
+.facts, figcaption { color: #666; font-size: 90%; margin: .3em 0 }
+.text { white-space: pre-wrap; font-family: ui-monospace, monospace; font-size: 13px }
 .learned { background: #c9f0cf }
 .control { color: #a14a00; border: 1px solid #e0b080; border-radius: 3px; margin: 0 1px }
 .image { background: #dfe8ff; border-radius: 3px; padding: 0 4px; font-style: italic }
 .images { display: flex; flex-wrap: wrap; gap: 1em } figure { margin: .5em 0; max-width: 400px }
-img { max-width: 100%; border: 1px solid #ccc } .trouble { color: #b00020 }
+img { max-width: 100%; min-width: 6em; border: 1px solid #ccc } .trouble { color: #b00020 }
 .pack { display: flex; height: 1.6em; background: #eee; border: 1px solid #999; margin: .2em 0 }
 .pack span { border-right: 2px solid #fff; background: #9db8e8; overflow: hidden; font-size: 11px; padding-left: 2px }
 .pack span:nth-child(even) { background: #b9cdf0 }

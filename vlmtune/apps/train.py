@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.dist import get_rank
 
 from vlmtune.apps.dry_run import dry_run as dry_run_of
-from vlmtune.apps.parts_table import parts_table
+from vlmtune.apps.parts_table import PARTS_FILE, parts_table, write_parts
 from vlmtune.config import config_mistakes, load_config
 from vlmtune.engine import Runner, checkpoint, ranks
 from vlmtune.engine.deepspeed_config import find_config
@@ -173,6 +173,9 @@ def _run(cfg: Config, *, dry_run: bool) -> None:
         return
     with only_run_in(Path(cfg.work_dir), rank=get_rank()):
         runner = Runner.from_cfg(cfg)
-        logger.info('parts\n%s', parts_table(runner.model.report(), lr=cfg.optim_wrapper.optimizer.lr))
+        parts, lr = runner.model.report(), cfg.optim_wrapper.optimizer.lr
+        logger.info('parts\n%s', parts_table(parts, lr=lr))
+        if get_rank() == 0:
+            write_parts(parts, Path(runner.log_dir, PARTS_FILE), lr=lr)
         runner.train()
         logger.info('done: %s', runner.work_dir)

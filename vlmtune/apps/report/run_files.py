@@ -1,0 +1,221 @@
+"""What a run has written, read back: steps, validations, sample answers, test results, parts, config.
+
+A folder may be that of a run that was killed, goes on, or is broken: what cannot be read is counted and left out.
+"""
+
+import ast
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from vlmtune.apps.parts_table import PARTS_FILE
+from vlmtune.utils.errors import UserError, one_line
+
+METRICS_FILE, CONFIG_FILE = 'metrics.jsonl', 'config.py'  # in each log folder
+VALIDATION_FILE, CHAT_FILE = 'validation.jsonl', 'evaluate_chat.jsonl'  # in the work dir
+PREDICTIONS_FILE, RESULT_FILE = 'predictions.jsonl', 'metrics.json'  # in test/NAME and validation/iter_N
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Predictions of one model: ``summary`` is the content of ``metrics.json``, where there is one."""
+
+    name: str
+    rows: list[Row]
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One work dir.
+
+    Attributes:
+        name: the folder's.
+        steps: rows of ``metrics.jsonl``, one per step; of a step that was done twice, the later one.
+        validations: rows of ``validation.jsonl``, likewise.
+        chats: rows of ``evaluate_chat.jsonl``, likewise.
+        results: of tests; without any, of the last validation.
+        parts: rows of the parts table.
+        config: the resolved config of the last start, as Python text.
+        starts: how often the run was started.
+        notes: what could not be read.
+    """
+
+    name: str
+    steps: list[Row]
+    validations: list[Row]
+    chats: list[Row]
+    results: list[Result]
+    parts: list[Row]
+    config: str
+    starts: int
+    notes: list[str]
+
+    def series(self, name: str) -> list[tuple[float, float]]:
+        """(step, value) where the value is a finite number."""
+        return numbers(self.steps, at='step', name=name)
+
+    def validation_series(self, name: str) -> list[tuple[float, float]]:
+        """(iteration, value), likewise."""
+        return numbers(self.validations, at='iteration', name=name)
+
+
+def read_runs(folders: Sequence[str]) -> list[Run]:
+    """One run per work dir, under names that differ.
+
+    Raises:
+        UserError: a folder is missing, or no run has written into it.
+    """
+    paths = [Path(folder).resolve() for folder in folders]
+    if twice := [str(path) for path in paths if paths.count(path) > 1]:
+        raise UserError(f'{twice[0]} is given twice; name each work dir once')
+    names = _short_names(paths)
+    return [_read_run(path, name) for path, name in zip(paths, names, strict=True)]
+
+
+def numbers(rows: Sequence[Row], *, at: str, name: str) -> list[tuple[float, float]]:
+    """(row[at], row[name]) of the rows in which the value is a finite number."""
+    return [(row[at], row[name]) for row in rows if is_number(row.get(name))]
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value can be drawn."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """Names of the folders, with as many parents as it takes to tell them apart."""
+    most = max(len(path.parts) for path in paths)
+    for length in range(1, most + 1):
+        names = ['/'.join(path.parts[-length:]) for path in paths]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _read_run(folder: Path, name: str) -> Run:
+    if not folder.is_dir():
+        raise UserError(f'WORK_DIR {folder}: no such folder; expected the work dir of a run')
+    reader = _Reader(folder)
+    logs = sorted(path.parent for path in folder.glob(f'*/{METRICS_FILE}'))
+    steps = _later_wins([row for log in logs for row in reader.rows(log / METRICS_FILE, at='step')], at='step')
+    validations = _later_wins(reader.rows(folder / VALIDATION_FILE, at='iteration'), at='iteration')
+    chats = _later_wins(reader.rows(folder / CHAT_FILE, at='iteration'), at='iteration', same=('input', 'images'))
+    results = [*reader.results(folder / 'test')] or [*reader.results(folder / 'validation')][-1:]
+    if not (steps or validations or chats or results):
+        raise UserError(
+            f'WORK_DIR {folder}: no run has written here; expected {METRICS_FILE} in a log folder, {VALIDATION_FILE}, '
+            f'{CHAT_FILE} or test/*/{PREDICTIONS_FILE}'
+        )
+    starts = sorted(path.parent for path in folder.glob(f'*/{CONFIG_FILE}') if path.parent.suffix != '.pth')
+    parts = next((found for log in reversed(starts) if (found := reader.parts(log / PARTS_FILE))), [])
+    config = reader.text(starts[-1] / CONFIG_FILE) if starts else ''
+    return Run(name, steps, validations, chats, results, parts, config, max(len(logs), 1), reader.notes)
+
+
+def _later_wins(rows: Sequence[Row], *, at: str, same: tuple[str, ...] = ()) -> list[Row]:
+    """Without what a resumed run has done again, and without what lies behind the checkpoint that it resumed from."""
+    kept: list[Row] = []
+    for row in rows:
+        while kept and kept[-1][at] > row[at]:
+            kept.pop()
+        kept.append(row)
+    return [*{(row[at], *(json.dumps(row.get(name)) for name in same)): row for row in kept}.values()]
+
+
+class _Reader:
+    """Reads files and takes notes of what cannot be read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.notes: list[str] = []
+
+    def text(self, path: Path) -> str:
+        try:
+            return path.read_text('utf-8', errors='replace')
+        except OSError as error:
+            self._note(path, f'cannot be read ({error.strerror})')
+            return ''
+
+    def rows(self, path: Path, *, at: str) -> list[Row]:
+        """The JSON objects of a file that have the integer ``at``; a kill leaves a torn line."""
+        if not path.is_file():
+            return []
+        lines = self.text(path).split('\n')
+        found = [row for line in lines if line.strip() and isinstance(row := _parse(line), dict)]
+        rows = [row for row in found if isinstance(row.get(at), int) and not isinstance(row[at], bool)]
+        if bad := sum(bool(line.strip()) for line in lines) - len(rows):
+            self._note(path, f'{bad} {"line" if bad == 1 else "lines"} could not be read')
+        return rows
+
+    def parts(self, path: Path) -> list[Row]:
+        content = _parse(self.text(path)) if path.is_file() else []
+        return [row for row in content if isinstance(row, dict)] if isinstance(content, list) else []
+
+    def results(self, folder: Path) -> Iterator[Result]:
+        """Of every folder inside; iter_9 before iter_10."""
+        for path in sorted(folder.glob(f'*/{PREDICTIONS_FILE}'), key=lambda p: _natural(p.parent.name)):
+            rows = {row['index']: row for row in self.rows(path, at='index')}
+            summary = path.with_name(RESULT_FILE)
+            content = _parse(self.text(summary)) if summary.is_file() else {}
+            if rows:
+                name = path.parent.relative_to(self.folder).as_posix()
+                yield Result(name, [*rows.values()], content if isinstance(content, dict) else {})
+
+    def _note(self, path: Path, trouble: str) -> None:
+        self.notes.append(f'{one_line(path.relative_to(self.folder).as_posix())}: {trouble}')
+
+
+def _parse(text: str) -> Any:
+    """The value of a JSON text; None where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    pieces = ''.join(c if c.isdecimal() else f'\0{c}\0' for c in name).split('\0')
+    return [(int(piece), '') if piece.isdecimal() else (-1, piece) for piece in pieces if piece]
+
+
+# ---- the config, which is read and never run
+
+
+def settings_of(config: str) -> dict[str, str]:
+    """Every setting of a resolved config by its dotted name, values as Python text."""
+    try:
+        tree = ast.parse(config)
+    except (SyntaxError, ValueError, RecursionError):
+        return {}
+    found: dict[str, str] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            found.update(_flatten(node.targets[0].id, node.value))
+    return found
+
+
+def _flatten(name: str, node: ast.expr) -> Iterator[tuple[str, str]]:
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == 'dict' and node.keywords:
+        for keyword in node.keywords:
+            yield from _flatten(f'{name}.{keyword.arg}', keyword.value)
+    else:
+        yield name, ast.unparse(node)
+
+
+def image_folders(config: str) -> list[str]:
+    """Every ``image_folder`` of a resolved config; those of tests and validation come first."""
+    found = settings_of(config)
+    names = [name for name in found if name.rpartition('.')[2] == 'image_folder']
+    values = [_constant(found[name]) for name in sorted(names, key=lambda n: not n.startswith(('test', 'val')))]
+    return [*dict.fromkeys(value for value in values if isinstance(value, str))]
+
+
+def _constant(text: str) -> object:
+    node = ast.parse(text, mode='eval').body
+    return node.value if isinstance(node, ast.Constant) else None

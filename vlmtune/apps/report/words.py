@@ -1,0 +1,35 @@
+"""Small pieces of HTML; every text of a run goes through ``text`` before it stands in the page."""
+
+import re
+from collections.abc import Sequence
+from html import escape
+
+from vlmtune.utils.secrets import without_secrets
+
+_FORBIDDEN = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]')
+
+
+def text(value: object) -> str:
+    """A text as it is: no markup in it works, secrets and what HTML may not hold are replaced."""
+    return escape(_FORBIDDEN.sub('\ufffd', without_secrets(str(value))))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, label: str = '') -> str:
+    """A table that scrolls in itself; cells are HTML, the first of a row names it."""
+    top = ''.join(f'<th scope="col">{cell}</th>' for cell in head)
+    body = ''.join(
+        f'<tr><th scope="row">{row[0]}</th>' + ''.join(f'<td>{cell}</td>' for cell in row[1:]) + '</tr>' for row in rows
+    )
+    caption = f'<caption>{label}</caption>' if label else ''
+    return f'<div class="scroll"><table>{caption}<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def chip(name: str, colour: int | str) -> str:
+    """A name with its colour; a colour is a number of the plots or a class of the style sheet."""
+    kind = f'c{colour % 8}' if isinstance(colour, int) else colour
+    return f'<span class="chip"><i class="{kind}"></i>{text(name)}</span>'
+
+
+def folded(summary: str, inside: str) -> str:
+    """What opens with a click."""
+    return f'<details><summary>{summary}</summary>{inside}</details>'
