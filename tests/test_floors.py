@@ -13,6 +13,7 @@ FLOORS = {
     '__main__': 7,
     'cli': 6.5,  # what the line may say; what the verbs do is half a floor below
     'verbs': 6,
+    'chat': 5.5,  # the Python form of the verb
     'apps': 5,
     'engine': 4,
     'evaluation': 3,

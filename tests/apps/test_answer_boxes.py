@@ -9,8 +9,9 @@ from PIL import ExifTags, Image
 
 from vlmtune.apps.answer_boxes import report_boxes
 from vlmtune.apps.answering import Answerer
-from vlmtune.apps.chat import Terminal, chat
+from vlmtune.apps.chat import chat
 from vlmtune.apps.chat_session import ChatSession
+from vlmtune.apps.chat_terminal import Terminal
 from vlmtune.data import Processor
 from vlmtune.structures import Conversation, ImagePart, ImageRef, Message, TextPart
 from vlmtune.utils.errors import ConfigError

@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from vlmtune.apps.answering import Answerer, PieceStreamer, generation_settings, load_answerer
-from vlmtune.apps.chat import Terminal, chat
+from vlmtune.apps.answering import Answerer, generation_settings, load_answerer
+from vlmtune.apps.chat import chat
 from vlmtune.apps.chat_session import ChatSession
+from vlmtune.apps.chat_terminal import Terminal
 from vlmtune.apps.convert import pth_to_hf
 from vlmtune.data import Processor
 from vlmtune.evaluation import generate
@@ -266,17 +267,6 @@ def test_ctrl_c_at_the_prompt_drops_the_line(talker, monkeypatch):
     session = ChatSession()
     Terminal(session, talker).run()
     assert [message.text for message in session.history.messages if message.role == 'user'] == ['short']
-
-
-def test_pieces_are_passed_on_as_they_come(talker):
-    pieces = []
-    streamer = PieceStreamer(talker.processor, pieces.append)
-    streamer.put(torch.tensor([[1, 2, 3]]))  # the prompt
-    for token in talker.processor.tokenizer(' one two three', add_special_tokens=False)['input_ids']:
-        streamer.put(torch.tensor([token]))
-    assert len(pieces) > 1
-    streamer.end()
-    assert ''.join(pieces) == streamer.text == 'one two three'
 
 
 def test_a_conversation_through_the_command_line(llava, image):

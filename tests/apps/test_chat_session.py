@@ -58,9 +58,13 @@ def test_clear_forgets_all_but_the_system_message(images):
     assert asked.images == ()
 
 
-@pytest.mark.parametrize(('name', 'match'), [('none.png', 'no image file at'), ('text.png', 'not an image file')])
+@pytest.mark.parametrize(
+    ('name', 'match'),
+    [('none.png', 'no image file at'), ('text.png', 'not an image file'), ('cut.png', 'image cannot be read')],
+)
 def test_a_bad_image_leaves_the_session_as_it_was(tmp_path, images, name, match):
     (tmp_path / 'text.png').write_text('not an image')
+    (tmp_path / 'cut.png').write_bytes((tmp_path / 'a.png').read_bytes()[:-30])
     session = ChatSession()
     session.add_image(images[0])
     with pytest.raises(DataError, match=match):

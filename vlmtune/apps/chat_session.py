@@ -1,11 +1,16 @@
 """The memory of a chat: what was said, and the images that wait for the next message. No model and no terminal here."""
 
+import base64
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from vlmtune.data.images import read_image_size
-from vlmtune.structures import Conversation, ImagePart, ImageRef, ImageSize, Message, TextPart
+from vlmtune.data.image_refs import shorten, to_image_ref
+from vlmtune.data.images import is_url, load_image
+from vlmtune.structures import BoxPart, Conversation, ImagePart, ImageRef, ImageSize, Message, TextPart
 from vlmtune.utils.errors import ConfigError, DataError
 
 
@@ -29,9 +34,9 @@ def read_examples(given: Sequence[Sequence[str]], *, prompt: str | None) -> tupl
         DataError: such a file cannot be read.
         ConfigError: an answer is empty, or a question is, and there is no prompt.
     """
-    found = []
+    read, found = partial(text_or_file, option='--example'), []
     for image, question, answer in given:
-        example = Example(image, _text(question) or prompt or '', _text(answer))
+        example = Example(image, read(question) or prompt or '', read(answer))
         if not example.question:
             raise ConfigError("--example with the question '' stands for that of --prompt; give one of the two")
         if not example.answer.strip():
@@ -40,14 +45,19 @@ def read_examples(given: Sequence[Sequence[str]], *, prompt: str | None) -> tupl
     return tuple(found)
 
 
-def _text(given: str) -> str:
+def text_or_file(given: str, *, option: str) -> str:
+    """A text, or what stands in the file of ``@FILE``.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     if not given.startswith('@'):
         return given
     path = Path(given[1:]).expanduser()
     try:
         return path.read_text('utf-8')
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f'--example {given}: no text can be read from {path.absolute()} ({error})') from error
+        raise DataError(f'{option} {given}: no text can be read from {path.absolute()} ({error})') from error
 
 
 class ChatSession:
@@ -66,6 +76,7 @@ class ChatSession:
         self, *, system: str | None = None, takes_images: bool = True, examples: Sequence[Example] = ()
     ) -> None:
         self.takes_images = takes_images
+        self._written: set[Path] = set()
         self._start = Conversation((Message('system', (TextPart(system),)),) if system else ())
         self.clear()
         for example in examples:
@@ -79,21 +90,29 @@ class ChatSession:
         self.history = self._start
         self.waiting: tuple[ImageRef, ...] = ()
 
-    def add_image(self, file: str) -> ImageSize:
+    def add_image(self, image: Any) -> ImageSize:
         """Show an image with the next message; returns its size.
+
+        Args:
+            image: a file, or anything else that ``to_image_ref`` takes: a PIL image, the bytes of an image file, a
+                data URI, base64 text.
 
         Raises:
             DataError: there is no such image, or the model takes none. The session is as before.
         """
         if not self.takes_images:
             raise DataError('this is a text model; it takes no images')
-        path = Path(file).expanduser()
-        if not path.is_file():
-            raise DataError(f'no image file at {path.absolute()}')
-        image = ImageRef(path=str(path.absolute()))
-        size = read_image_size(image)
-        self.waiting += (image,)
-        return size
+        found = to_image_ref(image)
+        if found.path is not None:
+            if is_url(found.path):
+                raise DataError(f'image is a URL ({shorten(found.path)}); download it first and give its path')
+            path = Path(found.path).expanduser().absolute()
+            if not path.is_file():
+                raise DataError(f'no image file at {path}')
+            found = ImageRef(path=str(path))
+        pixels = load_image(found)  # whole, since a broken one would be in the way of every later message
+        self.waiting += (found,)
+        return ImageSize(height=pixels.height, width=pixels.width)
 
     def ask(self, text: str) -> Conversation:
         """The history and a new message with the waiting images. It becomes history once it is answered."""
@@ -106,3 +125,37 @@ class ChatSession:
         """Remember what was asked and the answer."""
         self.history = Conversation((*asked.messages, Message('assistant', (TextPart(answer),))), asked.images)
         self.waiting = ()
+
+    def save(self, file: str) -> Path:
+        """Write the conversation as a row of training data, which ``openai_map_fn`` reads; returns the file.
+
+        Raises:
+            DataError: nothing was said, the file exists and was not written by this session, or cannot be written.
+        """
+        path = Path(file).expanduser().absolute()
+        if not self.history.messages:
+            raise DataError('there is nothing to save yet')
+        if path.exists() and path not in self._written:
+            raise DataError(f'{path} exists; nothing was written, name another file')
+        try:
+            path.write_text(json.dumps(_as_row(self.history), ensure_ascii=False) + '\n', 'utf-8')
+        except OSError as error:
+            raise DataError(f'{path} cannot be written ({error.strerror or error})') from error
+        self._written.add(path)
+        return path
+
+
+def _as_row(conversation: Conversation) -> dict[str, Any]:
+    return dict(
+        messages=[
+            dict(role=message.role, content=[_as_part(part) for part in message.parts if not isinstance(part, BoxPart)])
+            for message in conversation.messages
+        ],
+        images=[
+            image.path if image.data is None else base64.b64encode(image.data).decode() for image in conversation.images
+        ],
+    )
+
+
+def _as_part(part: TextPart | ImagePart) -> dict[str, Any]:
+    return dict(type='image', index=part.index) if isinstance(part, ImagePart) else dict(type='text', text=part.text)

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -19,12 +18,13 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from vlmtune.families import Family, find_family
 from vlmtune.layouts import Layout, find_layout, find_source, open_weights, read_config, to_native
-from vlmtune.models.quantization import quantization_config
+from vlmtune.models.quantization import quantization_config, stored_quantization
 from vlmtune.models.sharded import built_whole, convert_by_logical_shape
 from vlmtune.utils.errors import ConfigError, ModelError, one_line
 from vlmtune.utils.imports import import_name
 from vlmtune.utils.pretrained import FAILURES, find_folder, load_pretrained, reason_of
 
+T = TypeVar('T')
 GENERATION_FILE = 'generation_config.json'
 AUTO_CLASSES = {'causal_lm': AutoModelForCausalLM, 'image_text_to_text': AutoModelForImageTextToText}
 _WITH_REPORT: dict[str, Any] = dict(output_loading_info=True, ignore_mismatched_sizes=True)
@@ -96,6 +96,7 @@ def load_model(
     trust_remote_code: bool = False,
     revision: str | None = None,
     refuse_unknown: bool = False,
+    offload_folder: str | None = None,
 ) -> tuple[PreTrainedModel, Family]:
     """A transformers model and the row of its family.
 
@@ -110,7 +111,7 @@ def load_model(
     Raises:
         ModelError: the checkpoint cannot be read, its family is not supported, or a weight is missing or of another
             shape; the first is named.
-        ConfigError: an unknown quantization.
+        ConfigError: an unknown quantization, or one for which a package is missing.
     """
     source: dict[str, Any] = dict(trust_remote_code=trust_remote_code, revision=revision)
     name_or_path = find_source(pretrained_model_name_or_path)
@@ -121,16 +122,21 @@ def load_model(
         return build_outline(config, **options), family
     if is_deepspeed_zero3_enabled():
         convert_by_logical_shape(family.model_type)
+    stored = stored_quantization(config, asked=quantization)
     quantized = quantization_config(quantization, family=family, dtype=dtype)
     if quantized is not None:
-        options |= dict(quantization_config=quantized, device_map={'': torch.device(device)})
+        options |= dict(quantization_config=quantized)
+    if offload_folder is not None:
+        options |= dict(device_map='auto', offload_folder=offload_folder)
+    elif quantized is not None or stored is not None:
+        options |= dict(device_map={'': torch.device(device)})
     layout = find_layout(name_or_path, revision=revision)
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
         if layout is None:
             if refuse_unknown and (folder := Path(name_or_path).expanduser()).is_dir():
                 open_weights(folder)  # names the file that is missing or broken
             model, info = load_pretrained(auto_class(family), name_or_path, **options, **source, **_WITH_REPORT)
-            _refuse_misfit(name_or_path, info, kinds=_KINDS if refuse_unknown else ('missing_keys', 'mismatched_keys'))
+            refuse_misfit(name_or_path, info, kinds=_KINDS if refuse_unknown else ('missing_keys', 'mismatched_keys'))
         else:
             folder = find_folder(name_or_path, revision=revision)
             model = _load_original(folder, layout=layout, config=config, options=options)
@@ -138,7 +144,7 @@ def load_model(
     return model, family
 
 
-def _refuse_misfit(name_or_path: str, info: Mapping[str, Any], *, kinds: Iterable[str] = _KINDS) -> None:
+def refuse_misfit(name_or_path: str, info: Mapping[str, Any], *, kinds: Iterable[str] = _KINDS) -> None:
     """Raise if a checkpoint and its config.json differ, of which transformers only warns.
 
     Args:
@@ -170,17 +176,17 @@ def _load_original(
     outline = build_outline(config)
     expected = {name: tensor.shape for name, tensor in outline.state_dict().items()}
     found = (layout.open_weights or open_weights)(folder)
-    weights = to_native(found, layout=layout, config=config, expected=expected, tied=_tied(outline))
-    weights = _by_names_in_files(weights, outline)
+    weights = to_native(found, layout=layout, config=config, expected=expected, tied=tied_names(outline))
+    weights = by_names_in_files(weights, outline)
     model_class: Any = type(outline)
     model, info = model_class.from_pretrained(None, config=config, state_dict=weights, **options, **_WITH_REPORT)
-    _refuse_misfit(str(folder), info)
+    refuse_misfit(str(folder), info)
     if (folder / GENERATION_FILE).is_file():
         model.generation_config = load_pretrained(GenerationConfig, str(folder))
     return model
 
 
-def _by_names_in_files(weights: Mapping[str, Tensor], outline: PreTrainedModel) -> dict[str, Tensor]:
+def by_names_in_files(weights: Mapping[str, T], outline: PreTrainedModel) -> dict[str, T]:
     """Weights under the names that they have in files of transformers, instead of those of the modules.
 
     A model writes the names that it was read from, and vLLM, SGLang and LMDeploy read those of the files only.
@@ -190,7 +196,7 @@ def _by_names_in_files(weights: Mapping[str, Tensor], outline: PreTrainedModel) 
     return {apply_renamings(name, renamings): tensor for name, tensor in weights.items()}  # type: ignore[arg-type]
 
 
-def _tied(model: PreTrainedModel) -> frozenset[str]:
+def tied_names(model: PreTrainedModel) -> frozenset[str]:
     """Second names of weights that have two."""
     first: dict[int, str] = {}
     named = model.named_parameters(remove_duplicate=False)
