@@ -26,7 +26,7 @@ from vlmtune.models import SupervisedFinetune
 
 pretrained_model_name_or_path = {base!r}
 model = dict(type=SupervisedFinetune, pretrained_model_name_or_path=pretrained_model_name_or_path, tune={tune!r},
-             quantization={quantization!r}, dtype={dtype!r})
+             quantization={quantization!r}, dtype={dtype!r}, lora={lora!r})
 train_dataloader = dict(dataset=dict(type=SupervisedDataset, rows=dict(type=load_rows, path='/data/squares.json')))
 """
 
@@ -91,7 +91,9 @@ def trained_run(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPa
             )
             folder = tmp_path_factory.mktemp('run')
             Image.new('RGB', (60, 40), 'red').save(folder / 'square.png')
-            settings = dict(base=source, tune=tune, quantization=quantization, dtype=dtype)
+            settings = dict(
+                base=source, tune=tune, quantization=quantization, dtype=dtype, lora={**LORA, **(lora or {})}
+            )
             (folder / 'recipe.py').write_text(_CONFIG.format(**settings))
             _move_weights(model)
             path = _write_checkpoint(model, processor, folder)

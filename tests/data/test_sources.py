@@ -283,6 +283,7 @@ def test_hub_id(table, hf_cache, monkeypatch):
         return table
 
     monkeypatch.setattr(hf_cache, 'load_dataset', answer)
+    monkeypatch.setattr('vlmtune.data.sources.hub_answers', lambda: True)
     check(load_rows('owner/set-1.0', name='small', split='test'), 'owner/set-1.0/test[2]')
     check(load_rows('squad'), 'squad/train[2]')
     assert calls == [('owner/set-1.0', 'small', 'test'), ('squad', None, 'train')]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, overload, runtime_ch
 
 from vlmtune.data.file_rows import FileRows, Row, hash_of_file
 from vlmtune.utils.errors import DataError
+from vlmtune.utils.hub import hub_answers, is_modelscope, modelscope_folder, why_no_answer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -139,7 +140,8 @@ def load_rows(path: str | os.PathLike[str], *, split: str = 'train', name: str |
 
     Args:
         path: a .json file (a list of objects, or ``{"data": [...]}``), a .jsonl, .csv, .parquet or .arrow file, a
-            folder written by ``save_to_disk``, a folder of parquet files, or the id of a data set on the hub.
+            folder written by ``save_to_disk``, a folder of parquet files, or the id of a data set on the hub; or
+            ``modelscope://org/name`` (a repository of parquet files), ``modelscope://org/name/train.jsonl`` (any file).
         split: for folders and the hub; slices such as ``'train[:100]'`` work there.
         name: the configuration (subset) of a folder or hub data set.
 
@@ -148,6 +150,8 @@ def load_rows(path: str | os.PathLike[str], *, split: str = 'train', name: str |
             .jsonl file is said when its rows are first asked for.
     """
     text = os.fspath(path)
+    if is_modelscope(text):
+        text = modelscope_folder(text, kind='dataset', error=DataError)
     local = Path(os.path.expanduser(text))
     if local.is_dir():
         rows: LoadedRows = _read_folder(local, split=split, name=name)
@@ -258,6 +262,9 @@ def _read_folder(path: Path, *, split: str, name: str | None) -> TableRows:
 
 def _read_hub(hub_id: str, *, split: str, name: str | None) -> TableRows:
     what = f'{hub_id}: there is no file {Path(hub_id).absolute()}, and the data set {hub_id!r} of the hub'
+    # The library asks the hub for half a minute before it looks into its cache.
+    if not (Path(_datasets().config.HF_DATASETS_CACHE) / hub_id.replace('/', '___')).is_dir() and not hub_answers():
+        raise DataError(f'{what} is not in the cache, and {why_no_answer()}')
     return _read_table(lambda: _datasets().load_dataset(hub_id, name, split=split), what=what, name=f'{hub_id}/{split}')
 
 

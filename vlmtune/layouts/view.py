@@ -15,10 +15,17 @@ from vlmtune.layouts.layout import Layout
 from vlmtune.layouts.token_ids import find_token_id
 from vlmtune.utils.errors import ModelError
 from vlmtune.utils.imports import import_name
-from vlmtune.utils.pretrained import FAILURES, check_source, find_folder, load_pretrained, read_source_json, reason_of
+from vlmtune.utils.pretrained import (
+    FAILURES,
+    NO_WEIGHTS,
+    check_source,
+    find_folder,
+    load_pretrained,
+    read_source_json,
+    reason_of,
+)
 
 CONFIG_FILE, TEMPLATE_FILE = 'config.json', 'chat_template.jinja'
-_NO_WEIGHTS = ('*.json', '*.jinja', '*.model', '*.txt')
 
 
 def find_layout(name_or_path: str, *, revision: str | None = None) -> Layout | None:
@@ -77,7 +84,7 @@ def native_view(name_or_path: str, *, revision: str | None = None) -> Iterator[s
     if layout is None:
         yield name_or_path
         return
-    source = find_folder(name_or_path, revision=revision, patterns=_NO_WEIGHTS)
+    source = find_folder(name_or_path, revision=revision, patterns=NO_WEIGHTS)
     with tempfile.TemporaryDirectory(prefix='vlmtune-view-') as folder:
         read_config(name_or_path, revision=revision).save_pretrained(folder)
         try:
@@ -115,7 +122,7 @@ def _native_config(layout: Layout, raw: dict[str, Any], name_or_path: str, revis
     except FAILURES as error:
         raise ModelError(f'{name_or_path}/{CONFIG_FILE} is not that of a {layout.name}: {reason_of(error)}') from error
     if layout.image_token is not None:
-        source = find_folder(name_or_path, revision=revision, patterns=_NO_WEIGHTS)
+        source = find_folder(name_or_path, revision=revision, patterns=NO_WEIGHTS)
         config.image_token_id = find_token_id(source, layout.image_token)
     return config
 

@@ -9,16 +9,19 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers.utils import cached_file
 
 from vlmtune.utils.errors import ConfigError, ModelError
+from vlmtune.utils.hub import first_line, hub_answers, is_modelscope, modelscope_folder, why_no_answer
 from vlmtune.utils.safe_torch import check_legacy
 
+NO_WEIGHTS = ('*.json', '*.jinja', '*.model', '*.txt')
+"""Patterns of the files of a model that are read before its weights are."""
+
 _COMMIT = re.compile('[0-9a-f]{40}')
-_LONGEST = 300  # characters of what a library says
 _MOST_BYTES = 1 << 28  # of a json file; the largest tokenizer.json known has 33 million
 # Of transformers and what it uses, on files that are broken or meant to harm.
 # ImportError: a package that a setting asks for, or code that is not run.
@@ -28,13 +31,24 @@ FAILURES = (
 )  # fmt: skip
 
 
-def check_source(name_or_path: str, *, trust_remote_code: bool = False, revision: str | None = None) -> str:
+def check_source(
+    name_or_path: str,
+    *,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    patterns: tuple[str, ...] | None = NO_WEIGHTS,
+) -> str:
     """The folder, with the user's home in place of ~, or the hub id.
+
+    A model of ModelScope is downloaded, its files of the given patterns, and its folder is returned. An id of a hub
+    that does not answer passes only if its config is in the cache.
 
     Raises:
         ModelError: it can be neither.
         ConfigError: code of a hub id would be run whose commit is not named.
     """
+    if is_modelscope(name_or_path):
+        return modelscope_folder(name_or_path, revision=revision, patterns=patterns)
     path = os.path.expanduser(name_or_path)
     looks_local = path.startswith(('/', './', '../')) or path.count('/') != 1
     if not os.path.isdir(path) and looks_local:
@@ -48,7 +62,19 @@ def check_source(name_or_path: str, *, trust_remote_code: bool = False, revision
             f'trust_remote_code=True for {name_or_path} with revision={revision!r}; expected the commit whose code you '
             'have read, 40 hexadecimal digits: what a branch or tag names can be changed by others'
         )
+    if not os.path.isdir(path) and not _is_cached(path, revision) and not hub_answers():
+        raise ModelError(
+            f'cannot load {name_or_path}: there is no such folder here, and as a hub id it is not in the cache, and '
+            f'{why_no_answer()}'
+        )
     return path
+
+
+def _is_cached(hub_id: str, revision: str | None) -> bool:
+    try:
+        return isinstance(try_to_load_from_cache(hub_id, 'config.json', revision=revision), str)
+    except HFValidationError as error:
+        raise ModelError(f'{hub_id} is neither a folder nor a hub id: {first_line(error)}') from error
 
 
 def load_pretrained(
@@ -67,9 +93,13 @@ def load_pretrained(
         ModelError: the folder or hub id cannot be read.
         ConfigError: code of a hub id would be run whose commit is not named.
     """
-    path = check_source(name_or_path, trust_remote_code=trust_remote_code, revision=revision)
-    if auto_class.__name__.startswith('AutoModel') and os.path.isdir(path):
+    has_weights = auto_class.__name__.startswith('AutoModel')
+    patterns = None if has_weights else NO_WEIGHTS
+    path = check_source(name_or_path, trust_remote_code=trust_remote_code, revision=revision, patterns=patterns)
+    if has_weights and os.path.isdir(path):
         _check_pickles(Path(path))
+    if not os.path.isdir(path):
+        kwargs = dict(local_files_only=not hub_answers()) | kwargs
     try:
         return auto_class.from_pretrained(
             path, trust_remote_code=trust_remote_code, revision=revision or 'main', **kwargs
@@ -83,10 +113,9 @@ def load_pretrained(
 
 def reason_of(error: Exception) -> str:
     """What an error of a library says, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if isinstance(error, StrictDataclassError):  # the first line names the key, the second says what is wrong with it
-        lines = [' '.join(lines[:2])]
-    return lines[0][:_LONGEST]
+        return first_line(ValueError(' '.join(str(error).splitlines()[:2])))
+    return first_line(error)
 
 
 def read_source_json(source: str, name: str, *, revision: str | None = None) -> dict[str, Any] | None:
@@ -95,10 +124,12 @@ def read_source_json(source: str, name: str, *, revision: str | None = None) -> 
     Raises:
         ModelError: it is no json object, or a huge one.
     """
+    source = check_source(source, revision=revision) if is_modelscope(source) else source
     found = cached_file(
         source,
         name,
         revision=revision,
+        local_files_only=not os.path.isdir(source) and not hub_answers(),
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
@@ -132,15 +163,24 @@ def find_folder(name_or_path: str, *, revision: str | None = None, patterns: Seq
     Raises:
         ModelError: there is none.
     """
+    if is_modelscope(name_or_path):
+        wanted = tuple(patterns) if patterns else None
+        return Path(modelscope_folder(name_or_path, revision=revision, patterns=wanted))
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         return path
     try:
         return Path(
-            snapshot_download(name_or_path, revision=revision, allow_patterns=list(patterns) if patterns else None)
+            snapshot_download(
+                name_or_path,
+                revision=revision,
+                allow_patterns=list(patterns) if patterns else None,
+                local_files_only=not hub_answers(),
+            )
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(f'no model {name_or_path}: neither a folder nor found on the hub') from error
+        why = '' if hub_answers() else f' ({why_no_answer()})'
+        raise ModelError(f'no model {name_or_path}: neither a folder nor found on the hub{why}') from error
 
 
 def _check_pickles(folder: Path) -> None:

@@ -13,7 +13,7 @@ _SHORTEST = 8  # a shorter value would be found in ordinary words
 _VARIABLES = (
     'HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN', 'HUGGINGFACE_HUB_TOKEN', 'WANDB_API_KEY', 'MLFLOW_TRACKING_TOKEN',
     'MLFLOW_TRACKING_PASSWORD', 'COMET_API_KEY', 'NEPTUNE_API_TOKEN', 'CLEARML_API_SECRET_KEY', 'SWANLAB_API_KEY',
-    'GITHUB_TOKEN', 'AWS_SECRET_ACCESS_KEY', 'AWS_SESSION_TOKEN',
+    'MODELSCOPE_API_TOKEN', 'GITHUB_TOKEN', 'AWS_SECRET_ACCESS_KEY', 'AWS_SESSION_TOKEN',
 )  # fmt: skip
 _LOOKS = re.compile(
     r'(?<=\w:/)(?P<slash>/?)[^/@\s\'"]+(?=@)'  # a login; a path drops one slash
