@@ -12,8 +12,8 @@ import pytest
 
 from vlmtune import __version__, recipes
 from vlmtune.cli import build_parser, main
-from vlmtune.verbs.train import train_command
 from vlmtune.utils.errors import DataError
+from vlmtune.verbs.train import train_command
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -100,6 +100,10 @@ def test_convert_and_chat_pass_everything_on(called):
     line = 'chat m --adapter a --image 1.png 2.png --prompt hi --system s --max-new-tokens 9 --temperature 0.5'
     line += ' --top-p 0.9 --top-k 4 --seed 1 --bits 4 --image 3.png --boxes --draw-boxes b.png'
     line += ' --example p.png Read. @p.md --example q.png Read. Nothing.'
+    line += (
+        ' --llava l --visual-encoder v --visual-select-layer -3 --prompt-template chatml --bot-name Ada --no-streamer'
+    )
+    line += ' --stop-words a b --command-stop-word c --answer-stop-word d --repetition-penalty 1.1 --offload-folder o'
     assert main(line.split()) == 0
     assert called[-1][1:] == (
         ('m',),
@@ -117,8 +121,27 @@ def test_convert_and_chat_pass_everything_on(called):
             bits=4,
             boxes=True,
             draw_boxes='b.png',
+            llava='l',
+            visual_encoder='v',
+            visual_select_layer=-3,
+            system_template=None,
+            prompt_template='chatml',
+            bot_name='Ada',
+            no_streamer=True,
+            stop_words=['a', 'b', 'c', 'd'],
+            repetition_penalty=1.1,
+            offload_folder='o',
         ),
     )
+
+
+def test_options_of_xtuners_chat_that_are_left_out_say_why(called, capsys):
+    for line, says in (('--lagent', 'serve the model'), ('--with-plugins search', 'belong to the MOSS models')):
+        assert main(['chat', 'm', *line.split()]) == 1
+        (told,) = capsys.readouterr().err.splitlines()
+        assert told.startswith(f'error: {line.split()[0]} is left out: ')
+        assert says in told
+    assert called == []
 
 
 @pytest.mark.parametrize('line', ['--debug train x.py', 'train x.py --debug', 'train --debug x.py'])
@@ -167,6 +190,7 @@ def test_a_wrong_command_line_is_one_line(capsys):
         ('train x --nproc zero', "expected a positive integer, got 'zero'"),
         ('train x --cfg-opt lr=1', 'unrecognized arguments'),
         ('chat m --bits 5', 'invalid choice: 5'),
+        ('chat m --system s --system-template sql', 'not allowed with'),
         ('browse-data x', 'one of the arguments --out --text is required'),
         ('browse-data x --out p --text', 'not allowed with'),
         ('convert pth_to_hf a b c --fp32 --dtype float16', 'not allowed with'),

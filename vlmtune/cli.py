@@ -12,9 +12,25 @@ from typing import Any, NoReturn
 
 from vlmtune import __version__
 from vlmtune.utils.errors import Stopped, UserError
-from vlmtune.verbs import chat, configs, convert, data, train, verify
+from vlmtune.verbs import (
+    chat,
+    configs,
+    convert,
+    data,
+    demo,
+    doctor,
+    export,
+    import_config,
+    push,
+    report,
+    serve,
+    test,
+    train,
+    verify,
+)
 
-_GROUPS = (train, data, convert, verify, chat, configs)  # in the order of the help
+# in the order of the help
+_GROUPS = (train, test, data, report, convert, verify, chat, demo, export, serve, push, configs, import_config, doctor)
 _HANDLER = 'vlmtune terminal'
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of a disk
 _NOT_SHOWN = (
