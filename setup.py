@@ -16,6 +16,11 @@ EXTRAS = {
     'metrics': ['jiwer>=4.0', 'rouge-score>=0.1.2', 'sacrebleu>=2.6'],
     'demo': ['gradio>=6.31'],
     'serve': ['transformers[serving]>=5.23'],
+    'wandb': ['wandb>=0.31'],
+    'mlflow': ['mlflow>=3.17.2'],
+    'swanlab': ['swanlab>=0.10.3'],
+    'modelscope': ['modelscope-hub>=0.5.1'],
+    'quantize': ['gptqmodel>=7.7', 'optimum>=2.3'],
     'quickstart': ['easy-vqa>=1.0'],
     'bench': ['trl>=1.16'],
     'dev': [

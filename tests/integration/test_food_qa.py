@@ -38,7 +38,7 @@ def food(tmp_path_factory) -> Path:
     here = Path.cwd()
     os.chdir(root)
     try:
-        exec(compile(re.search(r'```python\n(.*?)```', guide, re.DOTALL)[1], 'docs/food_qa.md', 'exec'), {})
+        exec(compile(re.search(r'```python run\n(.*?)```', guide, re.DOTALL)[1], 'docs/food_qa.md', 'exec'), {})
     finally:
         os.chdir(here)
     return folder

@@ -38,7 +38,7 @@ def pages(tmp_path_factory) -> Path:
         page.save(images / f'report-{number}.png')
         (images / f'report-{number}.md').write_text(ANSWER + '\n', encoding='utf-8')
     guide = (ROOT / 'docs' / 'ocr.md').read_text(encoding='utf-8')
-    program = re.search(r'```python\n(import json.*?)```', guide, re.DOTALL)
+    program = re.search(r'```python run\n(import json.*?)```', guide, re.DOTALL)
     here = Path.cwd()
     os.chdir(root)
     try:
