@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vlmtune.apps.answering import load_answerer
+from vlmtune.apps.chat.answering import load_answerer
 from vlmtune.chat import Chat
 from vlmtune.data.map_fns.openai import openai_map_fn
 from vlmtune.structures import Conversation, ImagePart, ImageRef, Message, TextPart
@@ -122,7 +122,9 @@ def test_wrong_settings_are_told_before_the_model_is_loaded():
 
 
 def test_the_example_of_the_page(tmp_path, monkeypatch, png, capsys):
-    (block,) = re.findall(r'```python run\n(.*?)```', (ROOT / 'docs' / 'chat.md').read_text(encoding='utf-8'), re.DOTALL)
+    (block,) = re.findall(
+        r'```python run\n(.*?)```', (ROOT / 'docs' / 'chat.md').read_text(encoding='utf-8'), re.DOTALL
+    )
     (tmp_path / 'quickstart').symlink_to(ROOT / 'quickstart')
     Image.open(png).save(tmp_path / 'picture.png')
     monkeypatch.chdir(tmp_path)

@@ -30,11 +30,11 @@ def called(monkeypatch):
         monkeypatch.setitem(sys.modules, fake.__name__, fake)
 
     stand_in('train', 'train')
-    stand_in('check_data', 'check_data')
-    stand_in('browse_data', 'browse_data')
-    stand_in('convert', 'pth_to_hf')
-    stand_in('merge', 'merge')
-    stand_in('verify_model', 'verify_model')
+    stand_in('data.check_data', 'check_data')
+    stand_in('data.browse_data', 'browse_data')
+    stand_in('export.convert', 'pth_to_hf')
+    stand_in('export.merge', 'merge')
+    stand_in('export.verify_model', 'verify_model')
     stand_in('chat', 'chat')
     monkeypatch.delenv('NPROC_PER_NODE', raising=False)
     return calls
@@ -84,7 +84,7 @@ def test_data_verbs_pass_everything_on(called):
 
 
 def test_check_data_gives_its_exit_code(called):
-    sys.modules['vlmtune.apps.check_data'].check_data = lambda *args, **kwargs: 1
+    sys.modules['vlmtune.apps.data.check_data'].check_data = lambda *args, **kwargs: 1
     assert main(['check-data', 'my.py']) == 1
 
 

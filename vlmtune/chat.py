@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from vlmtune.apps.answering import Answerer, generation_settings, load_answerer
-from vlmtune.apps.chat_session import ChatSession, Example
+from vlmtune.apps.chat.answering import Answerer, generation_settings, load_answerer
+from vlmtune.apps.chat.session import ChatSession, Example
 from vlmtune.structures import Conversation
 
 __all__ = ['Chat']

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from vlmtune.apps.answering import load_answerer
-from vlmtune.apps.convert import pth_to_hf
+from vlmtune.apps.chat.answering import load_answerer
+from vlmtune.apps.export.convert import pth_to_hf
 from vlmtune.cli import main
 from vlmtune.config import load_config
 from vlmtune.data import Processor

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from vlmtune.apps import serve as app
-from vlmtune.apps.convert import pth_to_hf
-from vlmtune.apps.merge import merge
+from vlmtune.apps.export.convert import pth_to_hf
+from vlmtune.apps.export.merge import merge
 from vlmtune.apps.serve import Room, room_of, serve
 from vlmtune.cli import main
 from vlmtune.utils.errors import CheckpointError, ConfigError
@@ -211,7 +211,7 @@ def test_the_openai_client_sends_a_picture(server, merged):
     """The answer is that of ``vlmtune chat``, token by token; without the picture it is another one."""
     from openai import OpenAI
 
-    from vlmtune.apps.answering import load_answerer
+    from vlmtune.apps.chat.answering import load_answerer
     from vlmtune.structures import Conversation, ImagePart, ImageRef, Message, TextPart
 
     file = BytesIO()

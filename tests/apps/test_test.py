@@ -8,8 +8,8 @@ import time
 import pytest
 from PIL import Image
 
-from vlmtune.apps.convert import pth_to_hf
-from vlmtune.apps.merge import merge
+from vlmtune.apps.export.convert import pth_to_hf
+from vlmtune.apps.export.merge import merge
 from vlmtune.apps.test import evaluate
 from vlmtune.cli import build_parser, main
 from vlmtune.evaluation import generate

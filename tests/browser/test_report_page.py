@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from vlmtune.apps.browse_page import as_page
+from vlmtune.apps.data.browse_page import as_page
+from vlmtune.apps.data.shown_samples import ShownPack, ShownSample
 from vlmtune.apps.report import report
-from vlmtune.apps.shown_samples import ShownPack, ShownSample
 from vlmtune.data.token_runs import TokenRun
 from vlmtune.testing.tiny_runs import tiny_prediction, write_lines, write_tiny_run
 

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from PIL import Image
 
-from vlmtune.apps.file_checks import check_files
+from vlmtune.apps.data.file_checks import check_files
 from vlmtune.data import SupervisedDataset, chat_template_map_fn, downloads, llava_map_fn, load_rows
 from vlmtune.data.downloads import image_root
 from vlmtune.structures import ImageSize

@@ -8,7 +8,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from safetensors.torch import load_file, save_file
 
-from vlmtune.apps.convert import pth_to_hf
+from vlmtune.apps.export.convert import pth_to_hf
 from vlmtune.apps.train import train
 from vlmtune.engine.foreign_weights import open_source
 from vlmtune.engine.load_from import check_loadable

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from vlmtune.apps.chat import chat
-from vlmtune.apps.check_data import check_data
+from vlmtune.apps.data.check_data import check_data
 from vlmtune.data import Processor
 from vlmtune.structures import Conversation, Message, TextPart
 from vlmtune.utils.errors import DataError

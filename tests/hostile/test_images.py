@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vlmtune.apps.check_data import check_data
+from vlmtune.apps.data.check_data import check_data
 from vlmtune.cli import main
 from vlmtune.utils.errors import DATA_ERROR_KINDS, DataError
 

@@ -8,9 +8,10 @@ import struct
 import pytest
 from safetensors.torch import load_file, save_file
 
-from vlmtune.apps.original import write_original
+from vlmtune.apps.export.original import write_original
 from vlmtune.data import Processor
 from vlmtune.layouts import find_layout, native_view, open_weights
+from vlmtune.models.lazy_model import LazyModel
 from vlmtune.models.loading import load_model
 from vlmtune.testing import list_tiny_originals
 from vlmtune.utils.errors import CheckpointError, ModelError
@@ -214,4 +215,4 @@ def test_what_is_no_file_is_not_copied(make, original, refused, tmp_path):
     model, _ = load_model(str(folder))
     (tmp_path / 'out').mkdir()
     with refused('notes.txt is no file', CheckpointError):
-        write_original(model, tmp_path / 'out', base=str(folder), layout=find_layout(str(folder)))
+        write_original(LazyModel.of(model), tmp_path / 'out', base=str(folder), layout=find_layout(str(folder)))

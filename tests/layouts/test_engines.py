@@ -18,10 +18,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from vlmtune.apps.export import save_model, write_processor_files
-from vlmtune.apps.original import write_original
+from vlmtune.apps.export.common import save_model, write_processor_files
+from vlmtune.apps.export.original import write_original
 from vlmtune.layouts import find_layout
 from vlmtune.layouts.llava_parts import find_source
+from vlmtune.models.lazy_model import LazyModel
 from vlmtune.models.loading import load_model
 from vlmtune.testing.engine_rules import Refused, load
 from vlmtune.testing.tiny_towers import write_tiny_tower
@@ -133,7 +134,7 @@ def as_if_real(config, real, keys):
 def test_what_we_write_in_the_original_layout(model_type, tiny_model, tmp_path):
     base = tiny_model(model_type)
     model, _ = load_model(str(base), dtype=torch.float32)
-    write_original(model, tmp_path, base=str(base), layout=find_layout(str(base)))
+    write_original(LazyModel.of(model), tmp_path, base=str(base), layout=find_layout(str(base)))
     assert read(tmp_path) == read(base)
     real, keys = TINY[model_type]
     config, names = as_if_real(read(tmp_path), REAL[real]['config'], keys), tensors_in(tmp_path)
@@ -173,7 +174,7 @@ def test_what_we_write_for_transformers(name, tiny_model, tmp_path):
     folder = tmp_path / 'written'
     folder.mkdir()
     write_processor_files(base, over=Path(base), folder=folder)
-    save_model(model, folder, base=base, max_shard_size='5GB')
+    save_model(LazyModel.of(model), folder, base=base, max_shard_size='5GB')
     for engine in ENGINES:
         check(engine, read(folder), tensors_in(folder))
 

@@ -58,6 +58,8 @@ FEATURES = (
     Feature('vlmtune demo', ('gradio',), "pip install 'vlmtune[demo]'"),
     Feature('vlmtune serve', ('fastapi', 'uvicorn'), "pip install 'vlmtune[serve]'"),
     Feature('vlmtune serve --engine vllm', ('vllm',), 'pip install vllm, in an environment of its own', needs_gpu=True),
+    Feature('vlmtune convert quantize', ('auto_round',), "pip install 'vlmtune[quantize]'"),
+    Feature('AWQ and GPTQ models', ('gptqmodel',), 'pip install gptqmodel optimum, in an environment of its own'),
     Feature('models and data from ModelScope', ('modelscope_hub',), "pip install 'vlmtune[modelscope]'"),
 )
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vlmtune.apps.adapters import ADAPTER_CONFIG, base_of
-from vlmtune.apps.export import IMAGE_FILE
-from vlmtune.apps.export_check import check_export
-from vlmtune.apps.export_inputs import joint_processor
-from vlmtune.apps.train_data import build_dataset, build_processor, members_of, open_parts, read_data_config
+from vlmtune.apps.data.train_data import build_dataset, build_processor, members_of, open_parts, read_data_config
+from vlmtune.apps.export.adapters import ADAPTER_CONFIG, base_of
+from vlmtune.apps.export.check import check_export
+from vlmtune.apps.export.check_inputs import joint_processor
+from vlmtune.apps.export.common import IMAGE_FILE
 from vlmtune.families import Family, find_family
 from vlmtune.layouts import find_layout, read_config
 from vlmtune.utils.errors import CheckpointError, ConfigError

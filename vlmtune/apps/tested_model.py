@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
-from vlmtune.apps.adapters import ADAPTER_CONFIG, base_of, find_adapter
-from vlmtune.apps.answering import load_answerer, split_adapter_folder
-from vlmtune.apps.export import load_processor
+from vlmtune.apps.chat.answering import load_answerer, split_adapter_folder
+from vlmtune.apps.export.adapters import ADAPTER_CONFIG, base_of, find_adapter
+from vlmtune.apps.export.common import load_processor
 from vlmtune.data import Processor
 from vlmtune.engine.checkpoint import WEIGHTS_FILE
 from vlmtune.engine.manifest import MANIFEST, read_manifest, verify

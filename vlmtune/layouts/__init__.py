@@ -4,7 +4,7 @@ from vlmtune.layouts.layout import Layout
 from vlmtune.layouts.llava_parts import check_projector, check_same_parts, find_source
 from vlmtune.layouts.names import NameMap, Rule, rename
 from vlmtune.layouts.view import find_layout, native_view, read_config
-from vlmtune.layouts.weights import Weight, open_weights, to_native, to_original
+from vlmtune.layouts.weights import Weight, open_native, open_weights, to_native, to_original
 
 __all__ = [
     'Layout',
@@ -16,6 +16,7 @@ __all__ = [
     'find_layout',
     'find_source',
     'native_view',
+    'open_native',
     'open_weights',
     'read_config',
     'rename',

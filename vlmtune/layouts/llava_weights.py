@@ -63,7 +63,7 @@ def open_parts(folder: Path) -> dict[str, Weight]:
     parts, config = raw['parts'], LlavaConfig.from_dict(raw['llava'])
     text: Any = config.text_config
     llm = open_weights(find_folder(parts['llm_name_or_path'], patterns=_FILES))
-    tower = _tower_names(open_weights(find_folder(parts['visual_encoder_name_or_path'], patterns=_FILES)))
+    tower = tower_names(open_weights(find_folder(parts['visual_encoder_name_or_path'], patterns=_FILES)))
     weights = {**{f'llm.{name}': weight for name, weight in llm.items()}, **tower}
     if parts['pretrained_pth'] is None:
         weights |= _new_projector(config, folder)
@@ -71,14 +71,14 @@ def open_parts(folder: Path) -> dict[str, Weight]:
         pretrained = open_pretrained(Path(parts['pretrained_pth']))
         weights |= pretrained.weights
         for part, adapter in pretrained.adapters.items():
-            weights |= _adapted(weights, adapter, part=part)
+            weights |= adapted_weights(weights, adapter, part=part)
     for name in (f'llm.{name}.weight' for name in _EMBEDDINGS):
         if name in weights and weights[name].shape[0] < text.vocab_size:
             weights[name] = _grown(weights[name], rows=text.vocab_size)
     return weights
 
 
-def _tower_names(weights: Mapping[str, Weight]) -> dict[str, Weight]:
+def tower_names(weights: Mapping[str, Weight]) -> dict[str, Weight]:
     """A vision encoder that was saved alone may or may not say ``vision_model.`` before each name."""
     is_bare = not any(name.startswith('vision_model.') for name in weights)
     return {f'visual_encoder.{"vision_model." if is_bare else ""}{name}': weight for name, weight in weights.items()}
@@ -146,7 +146,7 @@ def open_pretrained(path: Path) -> Pretrained:
         found = _projector_folder(path / 'projector')
         adapters = {part: path / name for name, part in _ADAPTERS.items() if (path / name).is_dir()}
         if (path / 'visual_encoder').is_dir():
-            found |= _tower_names(open_weights(path / 'visual_encoder'))
+            found |= tower_names(open_weights(path / 'visual_encoder'))
         if (path / 'config.json').is_file():
             found |= {f'llm.{name}': weight for name, weight in open_weights(path).items()}
     elif (path / 'config.json').is_file():
@@ -210,8 +210,17 @@ def _projector_folder(folder: Path) -> dict[str, Weight]:
 # ---- adapters of PEFT
 
 
-def _adapted(weights: Mapping[str, Weight], folder: Path, *, part: str) -> Iterator[tuple[str, Weight]]:
-    """The weights of a part that an adapter changes, changed."""
+def adapted_weights(weights: Mapping[str, Weight], folder: Path, *, part: str) -> Iterator[tuple[str, Weight]]:
+    """The weights of a part that an adapter of PEFT changes, changed when they are read.
+
+    Args:
+        weights: of the model; those of the part begin with its name.
+        folder: of the adapter.
+        part: beginning of the names of a part.
+
+    Raises:
+        CheckpointError: the adapter cannot be read, is not of plain LoRA, or does not fit.
+    """
     settings = _lora_settings(folder)
     files = [folder / f'adapter_model.{suffix}' for suffix in ('safetensors', 'bin')]
     file = next((file for file in files if file.is_file()), None)

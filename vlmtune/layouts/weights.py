@@ -3,8 +3,8 @@
 Nothing is read that is not asked for, and nothing in the files is run.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from vlmtune.layouts.layout import Layout
+from vlmtune.layouts.names import Match
 from vlmtune.utils.errors import ModelError, one_line
 from vlmtune.utils.pretrained import read_source_json
 from vlmtune.utils.safe_torch import legacy_weights
@@ -140,8 +141,44 @@ def to_native(
     Raises:
         ModelError: a weight is missing, unknown or of another shape; the first of each kind is named.
     """
-    names = layout.name_map(config)
     found: dict[str, Tensor] = {}
+    for match, weight in _placed(weights, layout=layout, config=config, expected=expected, tied=tied):
+        found.update(zip(match.native, match.rule.split(weight.read()), strict=True))
+    return found
+
+
+def open_native(
+    weights: Mapping[str, Weight],
+    *,
+    layout: Layout,
+    config: PreTrainedConfig,
+    expected: Mapping[str, torch.Size],
+    tied: frozenset[str] = frozenset(),
+) -> dict[str, Weight]:
+    """What ``to_native`` gives, each to be read when it is needed; takes and raises the same."""
+    found: dict[str, Weight] = {}
+    for match, weight in _placed(weights, layout=layout, config=config, expected=expected, tied=tied):
+        for place, name in enumerate(match.native):
+            read = partial(_read_part, weight, match.rule.split, place)
+            found[name] = replace(weight, shape=tuple(expected[name]), read=read)
+    return found
+
+
+def _read_part(weight: Weight, split: Callable[[Tensor], Sequence[Tensor]], place: int) -> Tensor:
+    return split(weight.read())[place]
+
+
+def _placed(
+    weights: Mapping[str, Weight],
+    *,
+    layout: Layout,
+    config: PreTrainedConfig,
+    expected: Mapping[str, torch.Size],
+    tied: frozenset[str],
+) -> list[tuple[Match, Weight]]:
+    """The weights of the original that have a place in the native model, and which."""
+    names = layout.name_map(config)
+    placed: list[tuple[Match, Weight]] = []
     unknown: list[str] = []
     for original, weight in weights.items():
         match = names.match(original)
@@ -160,12 +197,13 @@ def to_native(
                     f'{weight.file}: {original} is {weight.shape}, which makes {name} {shape}; config.json asks for '
                     f'{tuple(expected[name])}'
                 )
-        found.update(zip(match.native, match.rule.split(weight.read()), strict=True))
+        placed.append((match, weight))
+    found = {name for match, _ in placed for name in match.native}
     missing = sorted(name for name in expected if name not in found and name not in tied)
     if missing or unknown:
         folders = {str(weight.file.parent) for weight in weights.values()}
         raise ModelError(_misfit(layout, sorted(folders), unknown, missing))
-    return found
+    return placed
 
 
 def native_shapes(split: Callable[[Tensor], object], weight: Weight) -> list[tuple[int, ...]]:

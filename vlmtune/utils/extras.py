@@ -25,6 +25,6 @@ def need(module: str, *, extra: str, what: str) -> ModuleType:
                 f'{what} needs {module}, whose own package {error.name} is missing; pip install {error.name}'
             ) from error
         raise ConfigError(
-            f"{what} needs the package {module.partition('.')[0]}, which is not installed; "
+            f'{what} needs the package {module.partition(".")[0]}, which is not installed; '
             f"pip install 'vlmtune[{extra}]'"
         ) from error

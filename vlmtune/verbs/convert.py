@@ -3,7 +3,8 @@
 import argparse
 from typing import Any
 
-from vlmtune.verbs.options import add_verb
+from vlmtune.utils.errors import ConfigError
+from vlmtune.verbs.options import add_verb, positive
 
 
 def add_to(verbs: Any) -> None:
@@ -14,15 +15,24 @@ def add_to(verbs: Any) -> None:
     verb.add_argument('config', metavar='CONFIG')
     verb.add_argument('checkpoint', metavar='CKPT', help='a directory iter_N.pth')
     verb.add_argument('output', metavar='OUT')
-    _add_export_options(verb)
+    _add_export_options(verb, formats=('hf', 'original', 'projector'))
     verb = add_verb(kinds, 'merge', run_merge, 'merge a PEFT adapter into its base model')
     verb.add_argument('base', metavar='BASE')
     verb.add_argument('adapter', metavar='ADAPTER')
     verb.add_argument('output', metavar='OUT')
-    _add_export_options(verb)
+    verb.add_argument('--is-clip', action='store_true', help='BASE is a vision encoder, CLIP or SigLIP')
+    _add_export_options(verb, formats=('hf', 'original'))
+    verb = add_verb(kinds, 'quantize', run_quantize, 'write a model with 4-bit weights, for serving')
+    verb.add_argument('model', metavar='DIR', help='a merged or full model')
+    verb.add_argument('output', metavar='OUT')
+    verb.add_argument('--method', choices=('awq', 'gptq'), required=True, help='whose files to write')
+    verb.add_argument('--data', metavar='CONFIG', help='tune the rounding on rows of its training data')
+    verb.add_argument('--samples', type=positive, default=128, help='rows of those (128)')
+    verb.add_argument('--max-length', type=positive, default=2048, help='tokens of a row (2048)')
+    verb.add_argument('--group-size', type=positive, default=128, help='weights that share a scale (128)')
 
 
-def _add_export_options(verb: argparse.ArgumentParser) -> None:
+def _add_export_options(verb: argparse.ArgumentParser, *, formats: tuple[str, ...]) -> None:
     verb.add_argument('--max-shard-size', default='5GB', metavar='SIZE', help='of one safetensors file (5GB)')
     dtype = verb.add_mutually_exclusive_group()
     dtype.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'), help="of the weights (the model's own)")
@@ -30,22 +40,38 @@ def _add_export_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument('--device', choices=('cuda', 'cpu', 'auto'), default='auto')
     verb.add_argument(
         '--format',
-        choices=('hf', 'original'),
+        choices=formats,
         dest='file_format',
-        help='hf (for Auto classes, where transformers has the family) or original (the files and names of the base)',
+        help='hf (for Auto classes, where transformers has the family) or original (the files and names of the base)'
+        + ('; projector (of a LLaVA, alone)' if 'projector' in formats else ''),
     )
 
 
 def run_pth_to_hf(arguments: argparse.Namespace) -> None:
-    from vlmtune.apps.convert import pth_to_hf
+    from vlmtune.apps.export.convert import pth_to_hf
 
     pth_to_hf(arguments.config, arguments.checkpoint, arguments.output, **_export_options(arguments))
 
 
 def run_merge(arguments: argparse.Namespace) -> None:
-    from vlmtune.apps.merge import merge
+    if arguments.is_clip:
+        from vlmtune.apps.export.merge_clip import merge_clip
+
+        if arguments.file_format is not None:
+            raise ConfigError('--is-clip writes the names of the base; leave --format out')
+        sizes = dict(max_shard_size=arguments.max_shard_size, dtype=arguments.dtype)
+        merge_clip(arguments.base, arguments.adapter, arguments.output, **sizes)
+        return
+    from vlmtune.apps.export.merge import merge
 
     merge(arguments.base, arguments.adapter, arguments.output, **_export_options(arguments))
+
+
+def run_quantize(arguments: argparse.Namespace) -> None:
+    from vlmtune.apps.export.quantize import quantize
+
+    names = ('method', 'data', 'samples', 'max_length', 'group_size')
+    quantize(arguments.model, arguments.output, **{name: getattr(arguments, name) for name in names})
 
 
 def _export_options(arguments: argparse.Namespace) -> dict[str, Any]:

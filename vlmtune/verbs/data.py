@@ -24,7 +24,7 @@ def add_to(verbs: Any) -> None:
 
 
 def run_check_data(arguments: argparse.Namespace) -> int:
-    from vlmtune.apps.check_data import check_data
+    from vlmtune.apps.data.check_data import check_data
     from vlmtune.config import parse_cfg_options
 
     overrides = parse_cfg_options(arguments.cfg_options)
@@ -32,7 +32,7 @@ def run_check_data(arguments: argparse.Namespace) -> int:
 
 
 def run_browse_data(arguments: argparse.Namespace) -> None:
-    from vlmtune.apps.browse_data import browse_data
+    from vlmtune.apps.data.browse_data import browse_data
     from vlmtune.config import parse_cfg_options
 
     overrides = parse_cfg_options(arguments.cfg_options)

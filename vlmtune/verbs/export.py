@@ -18,6 +18,6 @@ def add_to(verbs: Any) -> None:
 
 
 def run_export(arguments: argparse.Namespace) -> int:
-    from vlmtune.apps.export_check import check_export
+    from vlmtune.apps.export.check import check_export
 
     return check_export(arguments.directory, trained=tuple(arguments.trained) if arguments.trained else None)

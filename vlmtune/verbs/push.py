@@ -16,6 +16,6 @@ def add_to(verbs: Any) -> None:
 
 
 def run_push(arguments: argparse.Namespace) -> None:
-    from vlmtune.apps.push import push
+    from vlmtune.apps.export.push import push
 
     push(arguments.directory, arguments.repository, private=arguments.private, to=arguments.to)

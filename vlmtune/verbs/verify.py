@@ -20,6 +20,6 @@ def add_to(verbs: Any) -> None:
 
 
 def run_verify_model(arguments: argparse.Namespace) -> None:
-    from vlmtune.apps.verify_model import verify_model
+    from vlmtune.apps.export.verify_model import verify_model
 
     verify_model(arguments.path, dtype=arguments.dtype, device=arguments.device, output=arguments.output)

@@ -1,0 +1,1 @@
+"""Looking at the data of a config before a run."""

@@ -1,0 +1,169 @@
+"""Who answers in the demo: a model, or two beside each other, and one thread in which they do."""
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlmtune.apps.chat.answering import Answerer, load_answerer
+from vlmtune.apps.export.adapters import ADAPTER_CONFIG, base_of
+from vlmtune.apps.export.common import load_processor
+from vlmtune.layouts import read_config
+from vlmtune.structures import Conversation
+from vlmtune.utils.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A model under a name.
+
+    Attributes:
+        name: what stands above its answers.
+        answerer: the model.
+        without_adapter: it answers with its adapter switched off.
+    """
+
+    name: str
+    answerer: Answerer
+    without_adapter: bool = False
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether pictures can be shown to it."""
+        return self.answerer.processor.family.has_vision
+
+    def answer(
+        self,
+        conversation: Conversation,
+        write: Callable[[str], None],
+        *,
+        settings: Mapping[str, Any],
+        seed: int | None,
+        should_stop: Callable[[], bool],
+    ) -> str:
+        """The answer; see ``Answerer.answer``. ``seed`` makes a sampled one repeatable."""
+        if seed is not None:
+            torch.manual_seed(seed)
+        with adapters_off(self.answerer.model) if self.without_adapter else contextlib.nullcontext():
+            return self.answerer.answer(conversation, write, settings=settings, should_stop=should_stop)
+
+
+def load_voices(
+    model: str, *, adapter: str | None = None, compare: str | None = None, bits: int | None = None
+) -> tuple[Voice, ...]:
+    """One voice, or with ``compare`` the one before and the one after the training.
+
+    If ``compare`` is the base of the adapter, its weights are in memory once: before is after with the adapter off.
+
+    Args:
+        model: a folder or a hub id; the folder of an adapter means its base and the adapter.
+        adapter: a PEFT adapter on top of it.
+        compare: a folder or a hub id; '' is the base of the adapter.
+        bits: 4 or 8 loads quantised.
+
+    Raises:
+        UserError: something cannot be loaded.
+    """
+    name = model if adapter is None else f'{model} + {adapter}'
+    base = _base_under_adapter(model, adapter)
+    if compare == '':
+        compare = base
+        if compare is None:
+            raise ConfigError(f'--compare alone: {model} has no adapter to switch off; name the model to compare with')
+    if compare is not None:
+        read_config(compare)  # a name that is none is told before the other model is loaded
+    answerer = load_answerer(model, adapter=adapter, bits=bits)
+    if compare is None:
+        return (Voice(name, answerer),)
+    if base is not None and _is_same(base, compare):
+        before = Voice(f'before: {compare}', _of_base(answerer, base), without_adapter=True)
+    else:
+        before = Voice(f'before: {compare}', load_answerer(compare, bits=bits))
+    return before, Voice(f'after: {name}', answerer)
+
+
+def _base_under_adapter(model: str, adapter: str | None) -> str | None:
+    if adapter is not None:
+        return model
+    folder = Path(model).expanduser()
+    return base_of(folder) if (folder / ADAPTER_CONFIG).is_file() and not (folder / 'config.json').is_file() else None
+
+
+def _is_same(one: str, other: str) -> bool:
+    paths = Path(one).expanduser(), Path(other).expanduser()
+    return one == other or (all(map(Path.exists, paths)) and paths[0].samefile(paths[1]))
+
+
+def _of_base(answerer: Answerer, base: str) -> Answerer:
+    """The same model with the processor of its base, which must not say tokens that the adapter has added."""
+    rows = answerer.model.get_input_embeddings().get_parameter('weight').shape[0]
+    added = list(range(read_config(base).get_text_config().vocab_size, rows))
+    settings = {**answerer.settings, **(dict(suppress_tokens=added) if added else {})}
+    return replace(answerer, processor=load_processor(base), settings=settings)
+
+
+@contextlib.contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Inside, the model computes what its base does: without LoRA, and with its own layers in place of trained ones."""
+    from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: PLC0415  # PEFT brings bitsandbytes along
+    from peft.utils.other import AuxiliaryTrainingWrapper  # noqa: PLC0415
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+class Speaking:
+    """One thread in which all answers are made, one after the other: they share a model, and a GPU."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix='answers')
+
+    def stream(
+        self,
+        voice: Voice,
+        conversation: Conversation,
+        *,
+        settings: Mapping[str, Any],
+        seed: int | None,
+        stop: threading.Event,
+    ) -> Iterator[str]:
+        """What has been said so far, again and again; the last is the whole answer.
+
+        Whoever drops the iterator stops the answer.
+
+        Raises:
+            UserError: as ``Answerer.answer``.
+        """
+        pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        gone = threading.Event()
+
+        def should_stop() -> bool:
+            return gone.is_set() or stop.is_set()
+
+        answer: Future[str] = self._pool.submit(
+            voice.answer, conversation, pieces.put, settings=settings, seed=seed, should_stop=should_stop
+        )
+        answer.add_done_callback(lambda _: pieces.put(None))
+        said = ''
+        try:
+            while (piece := pieces.get()) is not None:
+                said += piece
+                if pieces.empty():  # who draws slowly draws less often
+                    yield said
+            yield answer.result()
+        finally:
+            gone.set()
+            answer.cancel()

@@ -1,0 +1,139 @@
+"""``vlmtune convert quantize``: a model whose language model has 4-bit weights, in the files of AWQ or GPTQ."""
+
+import json
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from vlmtune.apps.export.common import base_dtype, check_output, new_folder, overlay_processor_files
+from vlmtune.config import load_config
+from vlmtune.data import Processor
+from vlmtune.evaluation.questions import open_questions
+from vlmtune.families import find_family
+from vlmtune.layouts import find_layout, read_config
+from vlmtune.models import load_model
+from vlmtune.utils.errors import ConfigError, ModelError, one_line
+from vlmtune.utils.extras import need
+from vlmtune.utils.pretrained import FAILURES
+
+logger = logging.getLogger(__name__)
+
+Method: TypeAlias = Literal['awq', 'gptq']
+_FORMATS = {'awq': 'auto_awq', 'gptq': 'auto_gptq'}
+_STEPS = 200  # per layer, where there are rows to tune the rounding on
+_CARD = """
+
+## Quantised
+
+The linear layers of the language model have {bits} bits, in groups of {group_size}, in the format of {method}; vision
+encoder, projector, embeddings and head are those of the model above. {how}
+"""
+
+
+def quantize(
+    model: str,
+    output: str,
+    *,
+    method: Method,
+    data: str | None = None,
+    samples: int = 128,
+    max_length: int = 2048,
+    group_size: int = 128,
+) -> None:
+    """Write a model with 4-bit weights for serving.
+
+    AutoRound rounds the weights: tuned on texts of the training data (https://arxiv.org/abs/2309.05516), or to the
+    nearest value where no data are named.
+
+    Args:
+        model: folder of a merged or full model in the layout of transformers.
+        output: a folder that does not exist or is empty.
+        method: whose files to write. AWQ's have a zero point per group, GPTQ's are symmetric.
+        data: config with a ``train_dataloader`` whose rows tune the rounding; their images are left out.
+        samples: rows of those.
+        max_length: tokens of a row that are used.
+        group_size: weights that share a scale; has to divide the width of every layer.
+
+    Raises:
+        UserError: anything that the user can mend; nothing is written then.
+    """
+    target = check_output(output)
+    config = read_config(model)
+    family = find_family(config.model_type)
+    if family.model is not None or find_layout(model) is not None:
+        raise ModelError(
+            f'--method {method}: {model} is a {family.model_type} in a layout that transformers does not read; write '
+            'it by --format hf first, where its family has that'
+        )
+    if getattr(config, 'quantization_config', None):
+        raise ModelError(f'--method {method}: {model} is quantised already; name the model that it was made from')
+    rounding = need('auto_round', extra='quantize', what='convert quantize')
+    processor = Processor(model)
+    loaded, _ = load_model(model, dtype=base_dtype(config))
+    _check_groups(loaded, family.llm, group_size=group_size)
+    texts = _texts(data, processor, samples=samples, max_length=max_length)
+    settings: dict[str, Any] = dict(
+        scheme='W4A16', group_size=group_size, sym=method == 'gptq', iters=_STEPS if texts else 0,
+        dataset=texts or [torch.arange(32)[None] % config.get_text_config().vocab_size], nsamples=max(1, len(texts)),
+        seqlen=min([max_length, *(text.shape[1] for text in texts)]) if texts else 32, batch_size=1,
+        device_map='cuda' if torch.cuda.is_available() else 'cpu', enable_torch_compile=False,
+    )  # fmt: skip
+    if family.has_vision:  # it asks for something to save beside the weights; the files of the model replace that
+        settings |= dict(processor=processor.tokenizer)
+    with new_folder(target) as staging, tempfile.TemporaryDirectory(dir=staging) as inner:
+        try:
+            rounding.AutoRound(loaded, processor.tokenizer, **settings).quantize_and_save(
+                inner, format=_FORMATS[method]
+            )
+        except FAILURES as error:
+            raise ModelError(f'--method {method}: {model} cannot be quantised: {one_line(str(error))}') from error
+        (config_file,) = Path(inner).rglob('config.json')
+        for file in config_file.parent.iterdir():
+            shutil.move(file, staging / file.name)
+        _add_files(Path(model).expanduser(), staging, method=method, group_size=group_size, rows=len(texts))
+    logger.info('wrote the quantised model to %s', target)
+
+
+def _check_groups(model: Any, paths: tuple[str, ...], *, group_size: int) -> None:
+    for name, module in model.get_submodule(paths[0]).named_modules():
+        width = getattr(module, 'in_features', group_size)
+        if width % group_size:
+            raise ConfigError(f'--group-size {group_size} does not divide {width}, the width of {paths[0]}.{name}')
+
+
+def _texts(data: str | None, processor: Processor, *, samples: int, max_length: int) -> list[Tensor]:
+    """Questions and answers of a data set as long[1, L], without the tokens of images."""
+    if data is None:
+        return []
+    cfg = load_config(data)
+    texts = []
+    for question in open_questions(cfg.train_dataloader.dataset, processor, limit=samples):
+        answer = processor.tokenizer(question.references[0] if question.references else '', add_special_tokens=False)
+        ids = torch.cat(
+            [torch.as_tensor(question.prompt.input_ids), torch.tensor(answer['input_ids'], dtype=torch.long)]
+        )
+        if processor.family.has_vision:
+            ids = ids[ids != processor.image_token_id]
+        texts.append(ids[None, :max_length])
+    return texts
+
+
+def _add_files(source: Path, folder: Path, *, method: str, group_size: int, rows: int) -> None:
+    """Processor files, generation config and card of the model, the last with a word on its bits."""
+    overlay_processor_files(source, folder)
+    for name in ('generation_config.json', 'README.md'):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    how = (
+        f'AutoRound tuned the rounding on {rows} rows of the training data.'
+        if rows
+        else 'Rounded to the nearest value.'
+    )
+    bits = json.loads((folder / 'config.json').read_text('utf-8'))['quantization_config']['bits']
+    with (folder / 'README.md').open('a', encoding='utf-8') as file:
+        file.write(_CARD.format(bits=bits, group_size=group_size, method=method.upper(), how=how))

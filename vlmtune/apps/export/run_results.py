@@ -1,0 +1,49 @@
+"""What a run knows of how good a checkpoint is: numbers for its model card."""
+
+import json
+from collections.abc import Mapping
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+_VALIDATION = 'validation.jsonl'
+_TEST = ('test', 'metrics.json')
+_NO_METRICS = ('iteration', 'epoch', 'seconds', 'samples')
+
+
+def read_results(checkpoint: Path) -> dict[str, dict[str, float]]:
+    """Metrics of ``iter_N.pth`` by where they come from, 'test' and 'validation'; files that are not there say nothing.
+
+    A file that is broken says nothing, either: it takes no part in the export.
+    """
+    work_dir, name = checkpoint.absolute().parent, checkpoint.name.removesuffix('.pth')
+    iteration = name.rpartition('_')[2]
+    tested = _objects(work_dir / _TEST[0] / name / _TEST[1])
+    lines = [row for row in _objects(work_dir / _VALIDATION) if str(row.get('iteration')) == iteration]
+    found = dict(test=_numbers(tested[-1].get('metrics')) if tested else {}, validation=_numbers(lines[-1:]))
+    return {name: metrics for name, metrics in found.items() if metrics}
+
+
+def _objects(path: Path) -> list[dict[str, Any]]:
+    """A json object, or one in each line."""
+    try:
+        text = path.read_text('utf-8')
+    except OSError:
+        return []
+    rows = [_parsed(text)] if path.suffix == '.json' else [_parsed(line) for line in text.splitlines()]
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _numbers(found: Any) -> dict[str, float]:
+    row = found[0] if isinstance(found, list) and found else found
+    if not isinstance(row, Mapping):
+        return {}
+    numbers = {name: value for name, value in row.items() if isinstance(value, Real) and not isinstance(value, bool)}
+    return {name: float(value) for name, value in numbers.items() if name not in _NO_METRICS}

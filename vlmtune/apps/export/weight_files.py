@@ -1,0 +1,62 @@
+"""Weights in files of transformers, written tensor by tensor."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from torch import Tensor
+
+from vlmtune.layouts import Weight
+from vlmtune.layouts.weights import INDEX_FILES
+from vlmtune.models.lazy_model import LazyModel, in_files, units
+from vlmtune.utils.tensor_file import layout_of, write_tensors
+
+_PATTERN = 'model{suffix}.safetensors'
+
+
+def write_weights(model: LazyModel, folder: Path, *, max_shard_size: str) -> None:
+    """Write ``model.safetensors``, or several files and their index.
+
+    Besides what one layer needs, nothing is held in memory.
+
+    Args:
+        model: in the dtype to write.
+        folder: of the files.
+        max_shard_size: of one file, such as '5GB'; one that holds a single larger tensor is larger.
+    """
+    homes: dict[str, tuple[str, ...]] = {}
+    outlines: dict[str, Tensor] = {}
+    for unit in units(model):
+        for name, tensor in in_files(model, unit).items():
+            homes[name], outlines[name] = unit, tensor
+
+    def read(names: list[str]) -> Iterator[Tensor]:
+        ready: dict[str, Tensor] = {}
+        for name in names:
+            if name not in ready:
+                ready = in_files(model, homes[name], read=True)
+            yield ready.pop(name)
+
+    _write(outlines, read, folder, max_shard_size=max_shard_size)
+
+
+def write_files(weights: Mapping[str, Weight], folder: Path, *, max_shard_size: str) -> None:
+    """The same for weights under the names that they have in the files."""
+    outlines = {name: torch.empty(w.shape, dtype=w.dtype, device='meta') for name, w in weights.items()}
+    _write(outlines, lambda names: (weights[name].read() for name in names), folder, max_shard_size=max_shard_size)
+
+
+def _write(
+    outlines: Mapping[str, Tensor], read: Callable[[list[str]], Iterator[Tensor]], folder: Path, *, max_shard_size: str
+) -> None:
+    split = split_torch_state_dict_into_shards(dict(outlines), filename_pattern=_PATTERN, max_shard_size=max_shard_size)
+    for file, names in split.filename_to_tensors.items():
+        layout = {name: layout_of(outlines[name]) for name in names}
+        tensors = zip(names, read(names), strict=True)
+        write_tensors(folder / file, tensors, layout=layout, metadata={'format': 'pt'})
+    if split.is_sharded:
+        count = sum(tensor.numel() for tensor in outlines.values())
+        index = dict(metadata={**split.metadata, 'total_parameters': count}, weight_map=split.tensor_to_filename)
+        (folder / INDEX_FILES[0]).write_text(json.dumps(index, indent=2, sort_keys=True) + '\n', 'utf-8')
