@@ -29,6 +29,14 @@ def test_every_package_of_a_part_must_be_there(tmp_path, monkeypatch):
     assert part.state == 'missing'
 
 
+def test_what_lies_in_the_folder_is_not_taken_for_a_package(tmp_path, monkeypatch):
+    (tmp_path / 'lying_around.py').write_text("open('ran', 'w')")
+    monkeypatch.chdir(tmp_path)
+    (part,) = diagnose([Feature('one', ('lying_around',), 'pip install one')]).features
+    assert part.state == 'missing'
+    assert not (tmp_path / 'ran').exists()
+
+
 def test_a_version_below_the_tested_one_is_a_problem(monkeypatch):
     real = metadata.version
     monkeypatch.setattr(metadata, 'version', lambda name: '4.40.0' if name == 'transformers' else real(name))

@@ -121,9 +121,21 @@ def test_a_config_is_never_run(imported, tmp_path):
     assert not (tmp_path / 'ran').exists()
 
 
+@pytest.mark.parametrize('name', ['lr', 'betas', 'data_path', 'evaluation_inputs', 'path'])
+def test_nothing_of_a_config_becomes_code_of_ours(imported, tmp_path, name):
+    ran = tmp_path / 'ran'
+    text = f'{name} = {{"b=1)\\nopen({str(ran)!r}, \'w\')\\nlr = dict(b": 1}}'
+    code, path = imported(INTERNVL.replace('model = dict(', text + '\nmodel = dict('))
+    assert not ran.exists()
+    assert not path.exists() or code == 0
+
+
 @pytest.mark.parametrize(
     ('text', 'told'),
     [
+        (INTERNVL + 'accumulative_counts = args.n', 'accumulative_counts is args.n; expected a positive integer'),
+        (INTERNVL + 'accumulative_counts = 0', 'accumulative_counts is 0; expected a positive integer'),
+        (INTERNVL + 'lr = dict(a=1)', 'lr: expected a number'),
         ('x = 1', 'model.type is None; expected LLaVAModel or InternVL_V1_5'),
         ('model = dict(type=SupervisedFinetune)', 'model.type is SupervisedFinetune'),
         ('model = dict(', 'is no Python file'),

@@ -75,8 +75,8 @@ def free_port():
 def test_the_command_of_transformers(merged, capsys):
     assert main(['serve', str(merged), '--port', '8123', '--print', '--engine-options', '--dtype', 'bfloat16']) == 0
     words = capsys.readouterr().out.split()
-    assert words[:4] == [sys.executable, '-m', 'transformers.cli.transformers', 'serve']
-    assert words[4:] == [str(merged), '--host', '127.0.0.1', '--port', '8123', '--dtype', 'bfloat16']
+    assert words[:5] == [sys.executable, '-P', '-m', 'transformers.cli.transformers', 'serve']
+    assert words[5:] == [str(merged), '--host', '127.0.0.1', '--port', '8123', '--dtype', 'bfloat16']
 
 
 def test_the_limits_of_vllm_are_those_of_the_run(tiny_model, tiny_data, tmp_path, capsys):

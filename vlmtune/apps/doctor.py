@@ -156,7 +156,7 @@ def _state_of(feature: Feature) -> FeatureState:
     if feature.needs_gpu and not torch.cuda.is_available():
         return FeatureState(feature.name, 'no gpu')
     for module in feature.imports:
-        command = [sys.executable, '-c', f'import {module}']
+        command = [sys.executable, '-P', '-c', f'import {module}']  # -P: not from the folder where we are
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_IMPORT_TIMEOUT, check=False)
         except subprocess.TimeoutExpired:

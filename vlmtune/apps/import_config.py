@@ -26,6 +26,7 @@ _SAME = (
     'weight_decay', 'max_norm', 'warmup_ratio', 'save_total_limit',
 )  # fmt: skip
 _FLOATS = ('weight_decay', 'max_norm')
+_COUNTS = ('batch_size', 'accumulative_counts', 'max_length')
 _TEMPLATES = {
     'vicuna': 'vicuna',
     'internlm2_chat': 'internlm2_chat',
@@ -153,6 +154,7 @@ def _convert(values: Mapping[str, Any], *, source: str) -> Imported:
             'docs/coming_from.md says how other configs correspond'
         )
     found = Imported(_BASE[kind])
+    _check_numbers(values, source=source)
     found.settings.update((name, values[name]) for name in _SAME if name in values)
     found.settings.update(pack_to_max_length=False, batch_size=values.get('batch_size', 1))
     found.settings.update(_parts(model))
@@ -167,7 +169,7 @@ def _convert(values: Mapping[str, Any], *, source: str) -> Imported:
     _take_evaluation(values, found)
     _take_dtype(values, found)
     for name, value in list(found.settings.items()):
-        if isinstance(value, Name) or (isinstance(value, list) and any(isinstance(item, Name) for item in value)):
+        if not _is_plain(value):
             raise ConfigError(f'{source}: {name} is {one_line(str(value))}; expected a plain value, write it out')
         if name in _FLOATS and isinstance(value, int):
             found.settings[name] = float(value)
@@ -175,6 +177,22 @@ def _convert(values: Mapping[str, Any], *, source: str) -> Imported:
         'packing is off, as in XTuner; pack_to_max_length=True with batch_size=1 is faster: docs/packing.md'
     )
     return found
+
+
+def _check_numbers(values: Mapping[str, Any], *, source: str) -> None:
+    for name in _COUNTS:
+        value = values.get(name, 1)
+        if type(value) is not int or value < 1:
+            raise ConfigError(f'{source}: {name} is {one_line(str(value))}; expected a positive integer, write it out')
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is what a setting may be: nothing that was left as text, and no dict but our own."""
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    if isinstance(value, Mapping):
+        return all(type(key) is str and key.isidentifier() and _is_plain(inner) for key, inner in value.items())
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def _parts(model: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -271,7 +289,7 @@ def _rewrite(imported: Imported, *, name: str, source: str) -> str:
     if left:
         raise ConfigError(f'{imported.base} has no setting {sorted(left)[0]}')
     at = next(number for number, line in enumerate(lines) if line.startswith('from mmengine'))
-    head = [f'# vlmtune train {name}.py', f'# From the XTuner config {source}.']
+    head = [f'# vlmtune train {one_line(name)}.py', f'# From the XTuner config {one_line(source)}.']
     return '\n'.join([*head, *lines[at:]]) + '\n'
 
 

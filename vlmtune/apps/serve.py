@@ -161,7 +161,7 @@ def _transformers_command(
         )
     if config is not None:
         logger.info('`transformers serve` has no limits to set; the processor files of the export carry them')
-    server = [sys.executable, '-m', 'transformers.cli.transformers', 'serve', str(folder)]
+    server = [sys.executable, '-P', '-m', 'transformers.cli.transformers', 'serve', str(folder)]
     return [*server, '--host', host, '--port', str(port), *options]
 
 
