@@ -65,7 +65,7 @@ def test_it_remembers_and_forgets(chat, png):
 
 
 def test_settings_of_one_question(chat):
-    long = chat.ask(QUESTION)
+    long = chat.ask(QUESTION, images=None)
     chat.clear()
     assert long.startswith(short := chat.ask(QUESTION, max_new_tokens=2))
     assert short != long
@@ -73,6 +73,8 @@ def test_settings_of_one_question(chat):
     assert chat.ask(QUESTION, should_stop=lambda: True) == long[: len(chat.history.messages[1].text)] != long
     with pytest.raises(ConfigError, match='--temperature'):
         chat.ask(QUESTION, temperature=-1)
+    with pytest.raises(ConfigError, match="temprature: no setting of a chat, did you mean 'temperature'"):
+        chat.ask(QUESTION, temprature=1)
 
 
 def test_examples_and_system_come_first(llava, png):
@@ -117,7 +119,7 @@ def test_what_is_saved_is_a_row_of_training_data(chat, png, tmp_path):
 def test_wrong_settings_are_told_before_the_model_is_loaded():
     with pytest.raises(ConfigError, match='--top-p'):
         Chat('/no/model', top_p=2.0)
-    with pytest.raises(TypeError):
+    with pytest.raises(ConfigError, match=r"top_q: no setting of a chat, did you mean 'top_[kp]'\?; there are"):
         Chat('/no/model', top_q=2.0)
 
 

@@ -106,8 +106,9 @@ def test_convert_and_chat_pass_everything_on(called):
     line += ' --stop-words a b --command-stop-word c --answer-stop-word d --repetition-penalty 1.1 --offload-folder o'
     assert main(line.split()) == 0
     assert called[-1][1:] == (
-        ('m',),
+        (),
         dict(
+            model='m',
             adapter='a',
             images=['1.png', '2.png', '3.png'],
             prompt='hi',
@@ -281,11 +282,16 @@ class TestSeveralProcesses:
         assert 'error: process 1 of 2 was ended by SIGKILL, as the system does when memory is short' in run.stderr
 
 
-def test_version_help_and_list_are_quick_and_import_nothing_heavy():
+def test_version_help_list_and_refusals_are_quick_and_import_nothing_heavy():
+    refused = [
+        ['convert', 'pth_to_hf', 'config', 'iter_1.pth', 'tests'],
+        ['convert', 'merge', 'base', 'adapter', 'new', '--max-shard-size', 'much'],
+        ['convert', 'quantize', 'model', 'tests', '--method', 'awq'],
+    ]
     code = (
         'import sys; from vlmtune.cli import build_parser, main; build_parser().format_help(); '
-        'main(["list-cfg", "-p", "*"]); heavy = {"torch", "mmengine", "transformers", "numpy"} & set(sys.modules); '
-        'assert not heavy, heavy'
+        f'main(["list-cfg", "-p", "*"]); assert all(main(verb) == 1 for verb in {refused}); '
+        'heavy = {"torch", "mmengine", "transformers", "numpy"} & set(sys.modules); assert not heavy, heavy'
     )
     start = time.perf_counter()
     run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)

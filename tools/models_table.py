@@ -88,14 +88,14 @@ CLAIMS = (
     Claim(
         'adapter',
         'an exported adapter has the logits of the run, through PEFT',
-        ('apps/test_convert.py::test_adapter_reloads_equal_through_peft',),
+        ('apps/export/test_convert.py::test_adapter_reloads_equal_through_peft',),
     ),
     Claim(
         'merged',
         'a merged or fully tuned export has the logits of the run, through transformers',
         (
-            'apps/test_merge.py::test_merged_model_gives_the_logits_of_the_trained_one',
-            'apps/test_convert.py::test_full_model_reloads_equal_through_auto_classes',
+            'apps/export/test_merge.py::test_merged_model_gives_the_logits_of_the_trained_one',
+            'apps/export/test_convert.py::test_full_model_reloads_equal_through_auto_classes',
         ),
     ),
 )
@@ -104,7 +104,7 @@ ORIGINAL_CLAIMS = {
     'prompts': 'layouts/test_{layout}.py::test_prompts',
     'names at full size': 'layouts/test_{layout}.py::test_every_weight_of',
     'bit by bit': 'layouts/test_{layout}.py::test_the_original_comes_back',
-    'trained and exported': 'apps/test_original.py::test_every_family_comes_back',
+    'trained and exported': 'apps/export/test_original.py::test_every_family_comes_back',
 }
 """What is said of an original layout: how the test that shows it begins; the last has the layout in its cases."""
 

@@ -6,6 +6,7 @@
 'yes'
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from vlmtune.apps.chat.answering import Answerer, generation_settings, load_answerer
 from vlmtune.apps.chat.session import ChatSession, Example
 from vlmtune.structures import Conversation
+from vlmtune.utils.errors import ConfigError
+from vlmtune.utils.suggest import did_you_mean
 
 __all__ = ['Chat']
 
@@ -39,7 +42,8 @@ class Chat:
             answers.
 
     Raises:
-        UserError: the model cannot be loaded, an image of an example cannot be read, or a setting is out of range.
+        UserError: the model cannot be loaded, an image of an example cannot be read, or a setting is unknown or out of
+            range.
     """
 
     def __init__(
@@ -56,7 +60,7 @@ class Chat:
         **settings: Any,
     ) -> None:
         self._settings = {**_DEFAULTS, **settings}
-        generation_settings(**self._settings)  # a mistake is told before the model is loaded
+        _checked(self._settings)  # a mistake is told before the model is loaded
         self.answerer: Answerer = load_answerer(
             model, adapter=adapter, bits=bits, prompt_template=prompt_template, offload_folder=offload_folder
         )
@@ -76,7 +80,7 @@ class Chat:
     def ask(
         self,
         text: str,
-        images: Any = (),
+        images: Any = None,
         *,
         write: Callable[[str], None] = lambda _: None,
         should_stop: Callable[[], bool] | None = None,
@@ -86,19 +90,20 @@ class Chat:
 
         Args:
             text: the question.
-            images: one or a list of them, shown with it.
+            images: one or a list of them, shown with it; None: none.
             write: gets the pieces of the answer as they come.
             should_stop: asked after every token; True ends the answer.
             settings: of this answer, over those of the chat.
 
         Raises:
-            UserError: an image cannot be read, a setting is out of range, or the conversation does not fit the model.
-                The chat is as before.
+            UserError: an image cannot be read, a setting is unknown or out of range, or the conversation does not fit
+                the model. The chat is as before.
         """
-        chosen = generation_settings(**{**self._settings, **settings})
+        chosen = _checked({**self._settings, **settings})
+        shown = images if isinstance(images, list | tuple) else () if images is None else (images,)
         before = self.session.waiting
         try:
-            for image in images if isinstance(images, list | tuple) else [images]:
+            for image in shown:
                 self.session.add_image(image)
             asked = self.session.ask(text)
             answer = self.answerer.answer(asked, write, settings=chosen, should_stop=should_stop)
@@ -115,3 +120,12 @@ class Chat:
     def save(self, file: str) -> None:
         """Write the conversation as a row of training data, see ``ChatSession.save``."""
         self.session.save(file)
+
+
+def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``generate`` takes."""
+    known = inspect.signature(generation_settings).parameters
+    for name in settings:
+        if name not in known:
+            raise ConfigError(f'{name}: no setting of a chat{did_you_mean(name, known)}; there are {", ".join(known)}')
+    return generation_settings(**settings)

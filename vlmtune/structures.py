@@ -5,7 +5,7 @@ tokens, labels and the same references; its length is final, image tokens includ
 *Batch* is a dict of tensors, ready for ``SupervisedFinetune.forward``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
@@ -99,6 +99,11 @@ class Message:
     def image_indices(self) -> tuple[int, ...]:
         """The images shown in this message, in order."""
         return tuple(part.index for part in self.parts if isinstance(part, ImagePart))
+
+
+def user_message(text: str, *, images: Iterable[int] = ()) -> Message:
+    """A question: the images of these indices, then the text."""
+    return Message('user', (*map(ImagePart, images), TextPart(text)))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Checkpoints without training: a tiny model, its trainable weights moved, written the way the engine writes."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,22 @@ def trained_run(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPa
             path = _write_checkpoint(model, processor, folder)
             made[key] = Run(source, str(folder / 'recipe.py'), str(path), model, processor)
         return made[key]
+
+    return factory
+
+
+@pytest.fixture
+def rewrite() -> Callable[[Run, Path, Callable[[str], str]], Path]:
+    """``rewrite(run, folder, change)``: its checkpoint with another config.py, and a manifest that holds."""
+
+    def factory(run: Run, folder: Path, change: Callable[[str], str]) -> Path:
+        target = folder / 'iter_2.pth'
+        shutil.copytree(run.checkpoint, target)
+        config, manifest = target / 'config.py', json.loads((target / 'manifest.json').read_text())
+        config.write_text(change(config.read_text()))
+        manifest['files']['config.py'] = dict(size=config.stat().st_size, sha256=hash_file(config))
+        (target / 'manifest.json').write_text(json.dumps(manifest))
+        return target
 
     return factory
 

@@ -43,13 +43,6 @@ def test_a_version_below_the_tested_one_is_a_problem(monkeypatch):
     assert [line for line in diagnose([]).problems if line.startswith('transformers is 4.40.0; pip install ')]
 
 
-def test_a_pair_that_does_not_work_together_is_a_problem(monkeypatch):
-    fake = {'gradio': '6.31.0', 'pillow': '13.0.0'}
-    real = metadata.version
-    monkeypatch.setattr(metadata, 'version', lambda name: fake.get(name) or real(name))
-    assert "gradio does not work with pillow 13 or newer; pip install 'pillow<13'" in diagnose([]).problems
-
-
 def test_small_shared_memory_is_a_problem(monkeypatch):
     usage, real = namedtuple('usage', 'total used free'), shutil.disk_usage
     small = usage(64 << 20, 0, 64 << 20)

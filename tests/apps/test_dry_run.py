@@ -57,6 +57,12 @@ def test_what_it_prints(options, tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_is_there_does_not_matter(options, tmp_path, capsys):
+    (tmp_path / 'run' / 'iter_5.pth').mkdir(parents=True)
+    train(RECIPE, work_dir=str(tmp_path / 'run'), overrides=options, dry_run=True)
+    assert 'optimizer steps' in capsys.readouterr().out
+
+
 def test_the_weights_are_not_read(config, options, tmp_path, capsys):
     """A model folder without its weights is enough."""
     source = Path(options['pretrained_model_name_or_path'])

@@ -140,7 +140,7 @@ def test_nothing_of_a_config_becomes_code_of_ours(imported, tmp_path, name):
         ('model = dict(type=SupervisedFinetune)', 'model.type is SupervisedFinetune'),
         ('model = dict(', 'is no Python file'),
         (INTERNVL.replace("'./rows.json'", 'find_rows()'), 'data_path is find_rows(); expected a plain value'),
-        (LLAVA.replace('dataset=dataset', 'dataset=[dataset, dataset]'), 'several are a MixedDataset here'),
+        (LLAVA.replace('dataset=dataset', 'dataset=[dataset, dataset]'), '.py: train_dataloader.dataset: expected one'),
     ],
 )
 def test_what_cannot_be_taken_is_one_line(imported, capsys, text, told):

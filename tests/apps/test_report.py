@@ -173,6 +173,22 @@ def test_broken_files_are_told_and_left_out(run):
     assert page.section('parts') is None
 
 
+@pytest.mark.parametrize('sizes', [5, [5], [[5]], [['a', 'b']], [[None, 3]], {'a': 1}, 'x', [[1, 2, 3]], [[1e999, 1]]])
+def test_a_prediction_of_sizes_that_are_none_is_told_and_left_out(tmp_path, sizes):
+    answers = [tiny_prediction(0, 'x', 'x'), tiny_prediction(1, 'y', 'y', image_sizes=sizes)]
+    write_lines(tmp_path / 'run/test/base/predictions.jsonl', answers)
+    page = page_of(tmp_path / 'run')
+    assert re.findall(r'test\.jsonl:\d', page.section('answers')) == ['test.jsonl:1']
+    assert 'test/base/predictions.jsonl: 1 line could not be read' in page.section('overview')
+
+
+def test_a_number_that_cannot_be_drawn_is_left_out(run):
+    write_lines(run / 'validation.jsonl', [dict(iteration=i, cer=10**400 if i == 2 else 0.5) for i in (1, 2, 10**400)])
+    (found,) = read_runs([str(run)])
+    assert found.validation_series('cer') == [(1, 0.5)]
+    assert page_of(run).section('validation')
+
+
 def test_text_of_a_run_stays_text(tmp_path):
     name = NASTY.replace('/', '').replace('\ud800', '').replace('\x00', '')
     run = write_tiny_run(tmp_path / name)
@@ -205,6 +221,18 @@ def test_secrets_do_not_leave(run):
     assert secret not in run.with_name('page.html').read_text('utf-8')
 
 
+def test_a_score_counts_errors_if_the_run_says_so(run):
+    told = dict(mine='less', cer='greater')
+    rows = [dict(iteration=i, mine=value, cer=value, rules=told) for i, value in ((10, 0.25), (20, 0.75))]
+    write_lines(run / 'validation.jsonl', rows)
+    answers = [tiny_prediction(i, 'x', 'y', scores=dict(mine=value)) for i, value in enumerate((0.0, 0.5))]
+    write_lines(run / 'test/iter_60/predictions.jsonl', answers)
+    page = page_of(run)
+    assert 'best validation mine0.25 at step 10' in page.section('overview')
+    assert 'best validation cer0.75 at step 20' in page.section('overview')
+    assert re.findall(r'test\.jsonl:\d', page.section('answers')) == ['test.jsonl:2', 'test.jsonl:1']
+
+
 def test_several_runs_are_drawn_over_each_other(tmp_path):
     first = write_tiny_run(tmp_path / 'one' / 'work')
     second = write_tiny_run(tmp_path / 'two' / 'work', lr=5e-5, steps=80)
@@ -220,6 +248,15 @@ def test_several_runs_are_drawn_over_each_other(tmp_path):
     text = first.with_name('page.html').read_text('utf-8')
     (rates,) = re.findall(r'aria-label="Learning rate">.*?</svg>', text)
     assert [rates.count(f'class="line c{i}"') for i in range(3)] == [1, 1, 0]
+
+
+def test_a_run_without_validation_beside_one_that_has_it_draws_no_empty_line(tmp_path):
+    first, second = write_tiny_run(tmp_path / 'one'), write_tiny_run(tmp_path / 'two')
+    (second / 'validation.jsonl').unlink()
+    page_of(first, second)
+    drawn = re.findall(r'<path class="[^"]*" d="([^"]*)"', first.with_name('page.html').read_text('utf-8'))
+    assert len(drawn) > 10
+    assert [d for d in drawn if not re.match(r'M[\d.]+ [\d.]+', d)] == []  # browsers complain of those
 
 
 def test_before_and_after_stand_together(run):
@@ -277,6 +314,7 @@ def test_what_cannot_be_reported_is_one_line(run, tmp_path, capsys):
         ([str(run), f'{run}/.'], r'error: .*/alpha is given twice; name each work dir once'),
         ([str(run), '--out', '/nowhere/p.html'], r'error: --out /nowhere/p.html: cannot be written \(.*\)'),
         ([str(run), '--png', '/nowhere/p.png'], r'error: --png /nowhere/p.png: cannot be written \(.*\)'),
+        ([str(run), '--png', 'loss.jpg'], r'error: --png loss.jpg: expected a name that ends in .png'),
         ([str(tmp_path / 'untrained'), '--png', 'p.png'], r'error: --png: no loss has been written in these runs'),
     ):
         assert main(['report', *arguments]) == 1

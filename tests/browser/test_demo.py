@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw
 from playwright.sync_api import expect
 
 from tests.browser.conftest import PHONE
-from vlmtune.apps.demo import build_demo, listen, make_server, read_example_folder
+from vlmtune.apps.demo import build_demo, make_server, read_example_folder
+from vlmtune.utils.ports import listen
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parents[2]

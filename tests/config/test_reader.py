@@ -297,3 +297,9 @@ def test_unknown_builtin_names_list_the_nearest(monkeypatch, tmp_path):
     assert 'the nearest are qwen2_5_vl_3b_lora_vqa' in messages('qwen2_5_vl_lora')
     assert isinstance(load_config('qwen2_5_vl_3b_lora_vqa').filename, str)
     assert Path(load_config('qwen2_5_vl_3b_lora_vqa').filename).parent == tmp_path
+
+
+def test_a_setting_that_may_not_be_none_here(tmp_path):
+    (tmp_path / 'recipe.py').write_text('max_epochs = 3\nwarmup = 0.1 * max_epochs\n')
+    with pytest.raises(ConfigError, match=r'recipe.py:2: TypeError: .*; a setting that is None is reckoned with here$'):
+        load_config(str(tmp_path / 'recipe.py'), {'max_epochs': None})

@@ -1,7 +1,8 @@
 """The fenced blocks of the documentation.
 
-A fence's info string says what its block is: ``json``, ``python`` (a part of a config unless it says more),
-``python run`` (a program), ``python title=FILE`` (a file that the page makes), ``sh`` or nothing (commands and output).
+A fence's info string says what its block is: ``json``, ``jsonl FORMAT`` and ``csv FORMAT`` (a file of rows), ``python``
+(a part of a config unless it says more), ``python run`` (a program), ``python title=FILE`` (a file of the page), ``sh``
+or nothing (commands and output).
 """
 
 import re

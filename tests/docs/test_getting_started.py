@@ -8,7 +8,7 @@ from tests.docs.pages import ROOT, blocks
 from vlmtune.cli import main
 
 SHORT = ['--cfg-options', 'max_epochs=0.03', 'evaluation_inputs=[]', 'evaluation_images=[]', 'plan_cache_dir=None']
-LIMIT = {'test': ['--limit', '6'], 'train': SHORT}
+LIMIT = {'test': ['--limit', '6'], 'train': SHORT, 'check-data': ['--cfg-options', 'plan_cache_dir=None']}
 
 
 def commands():

@@ -55,12 +55,39 @@ def test_a_command_that_is_out_of_date_would_be_noticed(capsys):
     assert list(wrong_commands([('page.md', ['trian'])], capsys))
 
 
-@pytest.mark.parametrize('block', blocks('json'), ids=lambda block: block.id)
+def map_function_of(block):
+    """The one that is named before a row, or the one that the form of a training row asks for."""
+    forms = {'messages': 'openai_map_fn', 'conversations': 'llava_map_fn'}
+    named = [name for name in FORMATS.findall(block.before) if hasattr(data, name)]
+    return next(iter([*named, *(forms[key] for key in json.loads(block.text) if key in forms)]), None)
+
+
+ROWS = [block for block in blocks('json') if map_function_of(block)]
+
+
+@pytest.mark.parametrize('block', ROWS, ids=lambda block: block.id)
 def test_every_row_of_the_pages_is_read_by_the_map_function_that_is_named_before_it(block):
     row = json.loads(block.text)
-    names = [name for name in FORMATS.findall(block.before) if hasattr(data, name)]
-    if names:
-        assert getattr(data, names[0])(row).messages
+    options = dict(boxes='pixel') if 'objects' in row else {}
+    assert getattr(data, map_function_of(block))(row, **options).messages
+
+
+def test_only_what_is_no_training_row_is_not_read():
+    others = [block for block in blocks('json') if block not in ROWS]
+    assert sorted(block.page for block in others) == ['docs/data.md', 'docs/food_qa.md']  # a bad sample, a raw data set
+    assert len(ROWS) >= 9
+
+
+@pytest.mark.parametrize(
+    'block', [block for block in blocks() if re.match('(jsonl|csv) ', block.info)], ids=lambda block: block.id
+)
+def test_every_file_of_rows_of_the_pages_is_read_by_the_map_function_that_it_names(block, tmp_path):
+    ending, function = block.info.split()
+    file = tmp_path / f'rows.{ending}'
+    file.write_text(block.text, 'utf-8')
+    rows = data.load_rows(str(file))
+    assert len(rows) >= 2
+    assert all(getattr(data, function)(rows[i]).messages for i in range(len(rows)))
 
 
 def shape_of(name):

@@ -48,7 +48,9 @@ def test_learning_rates_of_parts_and_a_hooks_own_scalars():
 
 
 def test_a_run_logs_lines_and_its_files_hold_every_scalar(run):
-    work_dir = run('done', max_epochs=1, **{'log_processor.window_size': 2})
+    backend = dict(type='mmengine.visualization.LocalVisBackend')
+    visualizer = dict(type='mmengine.visualization.Visualizer', vis_backends=[backend])
+    work_dir = run('done', max_epochs=1, visualizer=visualizer, **{'log_processor.window_size': 2})
     (log,) = work_dir.glob('*/*.log')
     (last,) = re.findall(r'INFO - (step 5/5 .*)', log.read_text())
     assert re.search(r'tokens/s \(.* learned\)  .* s: data \d+% vision \d+% llm \d+% optimizer \d+%', last)

@@ -54,10 +54,12 @@ def test_the_same_seed_repeats_a_run_and_another_does_not(run, contents, differe
     assert first['trainer']['sampler']['plan'] != other['trainer']['sampler']['plan']
 
 
-def test_resuming_a_finished_run_changes_nothing(run, contents, differences):
+def test_resuming_a_finished_run_changes_nothing_and_says_so(run, contents, differences, caplog):
     done = run('done', max_steps=2, max_epochs=None)
     before = contents(done / 'iter_2.pth')
+    assert 'nothing is left to train' not in caplog.text
     run('done', resume=True, max_steps=2, max_epochs=None)
+    assert 'nothing is left to train: iteration 2 of 2 is done' in caplog.text
     assert differences(contents(done / 'iter_2.pth'), before) == []
 
 

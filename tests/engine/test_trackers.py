@@ -84,23 +84,35 @@ class Recorder:
         return Recorder(self._calls, f'{self._name}()')
 
 
-@pytest.fixture
-def calls(monkeypatch, request, tmp_path):
-    """What a tracker's package is called with while a small run is told to it."""
-    name = request.param
+OPTIONS = dict(wandb=dict(project='pages'), mlflow=dict(tags=dict(by='me')), swanlab=dict(project='pages'))
+
+
+def faked(name, monkeypatch, tracking_uri=None):
+    """The calls that a tracker's package will get, in place of the package."""
     calls = []
     fake = Recorder(calls)
     errors = SimpleNamespace(Error=OSError, MlflowException=OSError)
     object.__setattr__(fake, 'errors', errors)
     object.__setattr__(fake, 'exceptions', errors)
+    object.__setattr__(fake, 'is_tracking_uri_set', lambda: tracking_uri is not None)
+    object.__setattr__(fake, 'get_tracking_uri', lambda: tracking_uri)
     monkeypatch.setitem(sys.modules, name, fake)
+    return calls
+
+
+@pytest.fixture
+def calls(monkeypatch, request, tmp_path):
+    """What a tracker's package is called with while a small run is told to it."""
+    name = request.param
+    calls = faked(name, monkeypatch)
     recipe = tmp_path / 'recipe.py'
-    recipe.write_text(f"lr = 1e-3\nhub_token = '{KEY}'\nwords = 'a {KEY}'\nmodel = dict(lr=lr, t=hub_token, w=words)\n")
-    trackers = Trackers(read_trackers({name: dict(project='pages')}), folder=tmp_path / 'work' / 'log', name='run7')
+    plain = f"lr = 1e-3\nhub_token = '{KEY}'\nwords = 'a {KEY}'\nlong = 'x' * 900\n"
+    recipe.write_text(plain + 'model = dict(lr=lr, long=long, t=hub_token, w=words)\n')
+    trackers = Trackers(read_trackers({name: OPTIONS[name]}), folder=tmp_path / 'work' / 'log', name='run7')
     trackers.add_config(load_config(str(recipe)))
     trackers.add_scalars({'loss': np.float32(0.5), 'note': 'x'}, step=3)
     trackers.add_text('answers/0', f'the answer {KEY}', step=3)
-    trackers.add_image('answers/0', PICTURE, step=3, caption='asked')
+    trackers.add_image('answers/0', PICTURE, step=3, caption=f'asked {KEY}')
     trackers.close(failed=True)
     trackers.close()
     return calls
@@ -136,13 +148,24 @@ def test_what_mlflow_is_told(calls):
     ((_, opened),) = of(calls, 'MlflowClient')
     assert opened['tracking_uri'].startswith('sqlite:////')
     assert opened['tracking_uri'].endswith('/work/mlflow.db')
+    assert max(len(value) for (_, value), _ in of(calls, 'entities.Param')) == 500  # what MLflow takes
     client = 'MlflowClient()'
-    assert of(calls, f'{client}.create_run')[0][1] == dict(run_name='run7', tags=dict(project='pages'))
+    assert of(calls, f'{client}.create_run')[0][1] == dict(run_name='run7', tags=dict(by='me'))
     ((name, value, _, step), _), *rest = of(calls, 'entities.Metric')
     assert (name, value, step, rest) == ('loss', 0.5, 3, [])
     assert [args[2] for args, _ in of(calls, f'{client}.log_text')] == ['config.py', 'answers/0/iter_3.txt']
     assert of(calls, f'{client}.log_image')[0][0][2] == 'answers/0/iter_3.png'
     assert of(calls, f'{client}.set_terminated')[0][0][1] == 'FAILED'
+
+
+@pytest.mark.parametrize(
+    ('options', 'uri'), [({}, 'http://elsewhere'), (dict(tracking_uri='http://here'), 'http://here')]
+)
+def test_mlflow_writes_where_it_was_told_to(options, uri, monkeypatch, tmp_path):
+    """It knows environment variables and more; the config comes first."""
+    calls = faked('mlflow', monkeypatch, 'http://elsewhere')
+    Trackers(dict(mlflow=options), folder=tmp_path, name='run7')
+    assert of(calls, 'MlflowClient') == [((), dict(tracking_uri=uri))]
 
 
 @pytest.mark.parametrize('calls', ['swanlab'], indirect=True)
@@ -177,6 +200,10 @@ def test_the_setting(given, chosen):
     [
         ('tensorbord', "trackers: 'tensorbord' is none, did you mean 'tensorboard'"),
         (7, 'trackers=7: expected'),
+        (
+            dict(mlflow=dict(experimnet='pages')),
+            "trackers.mlflow.experimnet: unknown argument, did you mean 'experiment'",
+        ),
         (dict(wandb=dict(api_key='x')), r'trackers.wandb.api_key: secrets are not read from configs'),
         (dict(mlflow=dict(tracking_uri='http://me:pass@host')), 'trackers.mlflow.tracking_uri: secrets'),
     ],

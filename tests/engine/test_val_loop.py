@@ -103,7 +103,8 @@ def test_what_is_written_down(validated, caplog):
         work_dir = validated('seen', more=TRACKER, **SHORT)
     found = records(work_dir)
     assert [row['iteration'] for row in found] == [2, 4]
-    assert found[0].keys() == {'iteration', 'epoch', 'loss', 'exact_match', 'cer', 'seconds', 'samples'}
+    assert found[0].keys() == {'iteration', 'epoch', 'loss', 'exact_match', 'cer', 'seconds', 'samples', 'rules'}
+    assert found[0]['rules'] == dict(loss='less', exact_match='greater', cer='less')
     assert found[0]['samples'] == 6
     assert found[1]['loss'] < found[0]['loss']
     rows = predictions(work_dir, 2)
@@ -160,6 +161,8 @@ def test_a_broken_image_is_named(validated, held_out, tiny_data, tmp_path):
             dict(save_best='val/err'),
             r"save_best: no score is called 'val/err'.*there are val/cer, val/exact_match, val/loss",
         ),
+        ({'val_dataloader.num_workers': 2}, 'val_dataloader.num_workers: unknown argument; valid are batch_size, data'),
+        ({'val_evaluator.generation.max_new_token': 2}, r'val_evaluator.generation: generate\(\) has no setting'),
         (dict(save_best=3), "save_best=3: expected the name of a score, such as 'val/loss'"),
         (
             dict(save_best='val/cer', val_dataloader=None),

@@ -88,13 +88,16 @@ def test_a_resumed_run_ends_with_the_same_bits(
     assert sorted(path.name for path in (work_dir / 'validation').glob('iter_*')) == ['iter_2', 'iter_4', 'iter_6']
 
 
-def test_a_signal_in_the_middle_of_a_validation(validated, contents, differences, tmp_path):
-    """The step is saved, though no checkpoint is due; the run that resumes validates first."""
-    more = interrupt(at=2, marker=str(tmp_path / 'marker'), number=int(signal.SIGTERM))
+@pytest.mark.parametrize('call', [0, 5])
+def test_a_signal_in_the_middle_of_a_validation(call, validated, contents, differences, tmp_path):
+    """The step is saved, though no checkpoint is due, and answers are; the run that resumes validates first."""
+    more = interrupt(at=2, marker=str(tmp_path / 'marker'), number=int(signal.SIGTERM), call=call)
     with pytest.raises(Stopped, match=r'stopped by SIGTERM after step 2; saved in .*iter_2.pth'):
         validated('stopped', more=more, **SHORT)
     assert not (tmp_path / 'stopped' / 'validation.jsonl').exists()
     assert validations(tmp_path / 'stopped' / 'iter_2.pth') == []
+    left = sorted(path.name for path in (tmp_path / 'stopped' / 'validation').glob('iter_2/*'))
+    assert left == (['predictions.jsonl.part0'] if call else [])
     work_dir = validated('stopped', more=more, resume=True, **SHORT)
     assert [row['iteration'] for row in records(work_dir)] == [2, 4]
     undisturbed = validated('whole', **SHORT)

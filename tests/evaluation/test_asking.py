@@ -57,6 +57,6 @@ def test_a_picture_that_turns_out_to_be_broken_stops_or_is_left_out(loaded, fold
     assert predict(watched, processor, anew, file=folder / 'b.jsonl', **options) == rows
     assert not watched.batches
     assert [bad.index for bad in anew.bad] == [1]
-    strict = ask(folder, processor, on_bad_sample='skip', bad_sample_budget=0.1)
-    with pytest.raises(DataError, match='1 of 7 rows are bad, more than bad_sample_budget=0.1'):
+    strict = ask(folder, processor, on_bad_sample='skip', bad_sample_budget=0)
+    with pytest.raises(DataError, match='1 of 7 rows are bad, more than bad_sample_budget=0'):
         predict(model, processor, strict, file=folder / 'c.jsonl', **options)

@@ -1,11 +1,12 @@
 """Metrics as a config names them, over prediction rows."""
 
 import builtins
+import math
 
 import pytest
 
 from vlmtune.config import config_mistakes, load_config
-from vlmtune.evaluation import Evaluator, cer, exact_match, is_better
+from vlmtune.evaluation import Evaluator, cer, exact_match
 from vlmtune.evaluation.metrics import METRICS
 from vlmtune.utils.errors import ConfigError
 
@@ -48,6 +49,8 @@ def test_a_function_of_ones_own_gets_texts_and_what_it_asks_for():
 
     plain = Evaluator([dict(type=length_ratio, unit=3)], processor='the processor')
     assert plain.scores(ROWS) == dict(longer=3.0, shorter=0.0)
+    with pytest.raises(ConfigError, match='the metric length_ratio failed'):  # what the config gives is not replaced
+        Evaluator([dict(type=length_ratio, processor='another')], processor='the processor').scores(ROWS)
     named = Evaluator([dict(type=length_ratio, name='mine')], processor='the processor')
     assert named.scores(ROWS) == dict(mine_longer=1.0, mine_shorter=0.0)
 
@@ -113,7 +116,20 @@ def test_what_is_no_metric_is_told_at_once(metrics, message):
     ('generation', 'message'),
     [
         (dict(max_new_token=5), "generation: .* no setting 'max_new_token', did you mean 'max_new_tokens'"),
-        (dict(max_new_tokens='5'), 'generation: '),
+        (dict(max_new_tokens='5'), "generation: max_new_tokens='5'; expected a positive integer"),
+        (dict(stop_strings=['']), "generation.stop_strings holds ''; expected texts"),
+        (dict(max_new_tokens=0), 'generation: max_new_tokens=0; expected a positive integer'),
+        (dict(do_sample=True, temperature=-1), 'generation: temperature=-1; expected a number above 0'),
+        (dict(do_sample=True, temperature='warm'), "generation: temperature='warm'; expected a number above 0"),
+        (dict(do_sample=True, top_p=2), 'generation: top_p=2; expected a number above 0 and at most 1'),
+        (dict(do_sample=True, top_k=-5), r'generation: top_k=-5; expected 0 \(no limit\) or a positive integer'),
+        (dict(do_sample=True, min_p=1.5), 'generation: min_p=1.5; expected a number from 0 to 1'),
+        (dict(num_beams=0), 'generation: num_beams=0; expected a positive integer'),
+        (dict(eos_token_id=5), 'generation: eos_token_id cannot be set: .* stop_strings'),
+        (dict(max_length=50), 'generation: max_length cannot be set: .* max_new_tokens'),
+        (dict(num_return_sequences=2), 'generation: num_return_sequences cannot be set: a question has one answer'),
+        (dict(return_dict_in_generate=True), 'generation: return_dict_in_generate cannot be set'),
+        (dict(repetition_penalty=0), 'generation: repetition_penalty=0; expected a number above 0'),
     ],
 )
 def test_generation_settings_that_cannot_be(generation, message):
@@ -125,6 +141,32 @@ def test_generation_settings_that_cannot_be(generation, message):
 def test_a_metric_has_to_give_numbers(value, message):
     with pytest.raises(ConfigError, match=f'the metric odd {message}'):
         Evaluator([dict(type=lambda predictions, references: value, name='odd')]).scores(ROWS)
+
+
+def test_generation_settings_at_the_border():
+    settings = dict(do_sample=True, temperature=0.1, top_p=1, top_k=0, min_p=0, num_beams=1, repetition_penalty=1)
+    assert Evaluator(generation=settings | dict(max_new_tokens=1)).generation['max_new_tokens'] == 1
+    assert Evaluator(generation=dict(temperature=None, top_p=None)).generation == dict(temperature=None, top_p=None)
+
+
+def test_a_metric_that_a_row_gives_nothing_to_score():
+    def long_ones(predictions, references):
+        counted = [len(text) for text in predictions if len(text) > 3]
+        return dict(length=sum(counted)) if counted else {}
+
+    evaluator = Evaluator([exact_match, long_ones])
+    assert evaluator.scores(ROWS) == dict(exact_match=0.5, length=4)
+    assert evaluator.row_scores(ROWS[0]) == dict(exact_match=1.0)
+    with pytest.raises(ConfigError, match='the metric long_ones found nothing to score in any of 1 rows'):
+        evaluator.scores(ROWS[:1])
+
+
+def test_a_metric_that_fails_is_named_with_the_line():
+    def boxes(predictions, references, *, samples):
+        return samples[0]['boxes']
+
+    with pytest.raises(ConfigError, match=r"^the metric boxes failed: KeyError: 'boxes' \(test_evaluator.py:\d+\)$"):
+        Evaluator([boxes]).scores(ROWS)
 
 
 def test_two_metrics_that_give_one_name():
@@ -154,11 +196,46 @@ def test_a_missing_package_is_told_before_anything_runs(monkeypatch):
         Evaluator(['bleu'])
 
 
-@pytest.mark.parametrize('name', ['loss', 'val/loss', 'cer', 'val/wer', 'pages_cer', 'perplexity'])
-def test_less_is_better_of_errors(name):
-    assert is_better(name) == 'less'
+def own_error(predictions, references) -> float:
+    return 1.0
 
 
-@pytest.mark.parametrize('name', ['exact_match', 'val/anls', 'box_iou', 'closer', 'val/glossy'])
-def test_more_is_better_of_the_rest(name):
-    assert is_better(name) == 'greater'
+def several(predictions, references):
+    return dict(own_up=1.0, own_down=2.0)
+
+
+@pytest.mark.parametrize(
+    ('metrics', 'name', 'rule'),
+    [
+        ([], 'loss', 'less'),
+        (['cer'], 'cer', 'less'),
+        ([dict(type=cer, name='headlines')], 'headlines', 'less'),
+        ([dict(type=exact_match, name='cer')], 'cer', 'greater'),
+        (['box_iou', 'cer'], 'box_f1', 'greater'),
+        (['box_iou', dict(type=several, name='mine', rule='less')], 'mine_own_down', None),
+        ([dict(type=several, name='mine', rule='less')], 'mine_own_down', 'less'),
+        ([own_error, 'cer'], 'own_error', None),
+        ([dict(type=own_error, rule='less')], 'own_error', 'less'),
+        (['cer'], 'nothing', None),
+    ],
+)
+def test_which_value_is_better_is_what_the_metric_says_whatever_it_is_called(metrics, name, rule):
+    assert Evaluator(metrics).rule_of(name) == rule
+
+
+def correlation(predictions, references):
+    if len(predictions) < 2:
+        raise ZeroDivisionError('one point')
+    return dict(slope=1.0)
+
+
+def not_alone(predictions, references):
+    return dict(spread=math.nan if len(predictions) < 2 else 3.0, size=1.0)
+
+
+def test_a_metric_that_has_no_number_for_one_row_is_left_out_of_its_scores():
+    evaluator = Evaluator([correlation, not_alone, exact_match])
+    assert evaluator.scores(ROWS) == dict(slope=1.0, spread=3.0, size=1.0, exact_match=0.5)
+    assert evaluator.row_scores(ROWS[0]) == dict(size=1.0, exact_match=1.0)
+    with pytest.raises(ConfigError, match='correlation failed: ZeroDivisionError: one point'):
+        evaluator.scores(ROWS[:1])

@@ -142,11 +142,17 @@ def test_what_one_rank_fails_with_all_say(loaded, folder):
     def fail(number, inputs):
         raise UserError('the second rank has had enough')
 
-    models = [Watched(model), Watched(model, fail)]
+    models, told = [Watched(model), Watched(model, fail)], []
 
     def share(rank, gather):
-        file, options = folder / 'b' / 'p.jsonl', dict(rank=rank, world_size=2, gather=gather)
-        return predict(models[rank], processor, ask(folder, processor), file=file, generation=SHORT, **options)
+        def told_before(value):
+            if rank == 1 and models[1].batches:
+                assert told == ['the second rank has had enough']  # not when the other one has answered all
+            return gather(value)
+
+        options = dict(rank=rank, world_size=2, gather=told_before, tell=lambda error: told.append(str(error)))
+        file, questions = folder / 'b' / 'p.jsonl', ask(folder, processor)
+        return predict(models[rank], processor, questions, file=file, generation=SHORT, **options)
 
     assert [str(error) for error in in_ranks(2, share)] == ['the second rank has had enough'] * 2
     done = [line for line in read(folder / 'b' / 'p.jsonl.part0') if 'prediction' in line]
@@ -205,6 +211,29 @@ def test_a_run_goes_on_where_it_stopped(loaded, folder):
     assert not again.batches
 
 
+@pytest.mark.parametrize('synced', [False, True])
+def test_whoever_asks_stops_between_two_batches(synced, loaded, folder):
+    """Where ranks call the model together, all stop with the first; else the others answer what is theirs."""
+    model, processor = loaded
+    models = [Watched(model) for _ in range(2)]
+    file = folder / 'p.jsonl'
+
+    def share(rank, gather, should_stop=lambda: False):
+        options = dict(rank=rank, world_size=2, gather=gather, synced=synced, generation=SHORT, should_stop=should_stop)
+        return predict(models[rank], processor, ask(folder, processor), file=file, **options)
+
+    def stopped(rank, gather):
+        return share(rank, gather, lambda: rank == 1 and len(models[1].batches) == 1)
+
+    assert in_ranks(2, stopped) == [None, None]
+    assert [len(watched.batches) for watched in models] == ([1, 1] if synced else [4, 1])
+    assert not file.exists()
+    rows, _ = in_ranks(2, share)
+    want = predict(model, processor, ask(folder, processor), file=folder / 'whole.jsonl', generation=SHORT)
+    assert answers(rows) == answers(want)
+    assert sum(len(watched.batches) for watched in models) == (8 if synced else 7)
+
+
 def test_a_killed_run_goes_on_under_another_number_of_ranks(loaded, folder):
     model, processor = loaded
     questions = ask(folder, processor)
@@ -246,14 +275,20 @@ def change_reference(folder, options):
 def test_another_model_or_question_begins_anew(loaded, folder, change):
     model, processor = loaded
     file, options = folder / 'p.jsonl', dict(generation=SHORT, model_key='one', batch_size=4)
-    predict(model, processor, ask(folder, processor), file=file, **options)
+    first = predict(model, processor, ask(folder, processor), file=file, **options)
+    (folder / 'metrics.json').write_text('{}')
     change(folder, options)
     with pytest.raises(Stop):  # nothing of the first remains, also if the second is stopped
         predict(Watched(model, stop_before(2)), processor, ask(folder, processor), file=file, **options)
     assert not file.exists()
+    assert read(folder / 'earlier_1' / 'p.jsonl') == first
+    assert (folder / 'earlier_1' / 'metrics.json').is_file()
+    assert not (folder / 'metrics.json').exists()
     watched, options['model_key'] = Watched(model), 'third'
     predict(watched, processor, ask(folder, processor), file=file, **options)
     assert len(watched.batches) == 2  # nor is what the second has answered
+    predict(Watched(model), processor, ask(folder, processor), file=file, **options)
+    assert not (folder / 'earlier_2').exists()  # what was not finished, or is the same, is not kept
 
 
 def test_ranks_may_have_disks_of_their_own(loaded, folder):

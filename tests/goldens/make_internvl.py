@@ -1,9 +1,9 @@
 """Makes the goldens of InternVL2 with the official code, which lies elsewhere: ``make_internvl.py CHECKOUT``.
 
 CHECKOUT is a clone of https://github.com/OpenGVLab/InternVL at the commit named below. It takes an environment with
-transformers 4.37.2, sentencepiece 0.1.99, tokenizers 0.15.1, einops, peft 0.10.0, timm, and the Pillow of the tests:
-another one may resize in other steps. Tiny models with random weights answer prompts that the official templates build;
-their images are cut by the official function.
+transformers 4.37.2, sentencepiece 0.1.99, tokenizers 0.15.1, einops, peft 0.10.0, timm with torchvision, and the
+Pillow of the tests: another one may resize in other steps. Tiny models with random weights answer prompts that the
+official templates build; their images are cut by the official function.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import PIL
 import sentencepiece
 import torch
 import transformers
@@ -219,7 +220,7 @@ def make(name: str, cut) -> None:
         files=['internvl_chat/internvl/model', 'internvl_chat/internvl/conversation.py',
                'internvl_chat/internvl/train/dataset.py'],
         versions=dict(torch=torch.__version__, transformers=transformers.__version__,
-                      sentencepiece=sentencepiece.__version__),
+                      sentencepiece=sentencepiece.__version__, pillow=PIL.__version__),
         how='A tiny InternVLChatModel with random weights, prompts of the official templates, images cut by the '
             'official dynamic_preprocess; float32 on the CPU. Made by tests/goldens/make_internvl.py.',
         prompts=prompts, cases={case: dict(turns=turns, sizes=sizes) for case, (turns, sizes) in cases.items()},

@@ -1,9 +1,9 @@
 """Makes minicpmv.*: what the official code of MiniCPM-V-2 computes with tiny random weights.
 
-To be run where transformers 4.40.2, timm 0.9.10, torchvision and sentencepiece are installed, with the folder of a
-checkpoint: its Python files and its config.json; its weights are not read. The classes are used as they are. A tiny
-vision transformer is registered with timm beside the real one, and ``generate`` of the one object is replaced to catch
-the prompt and the pictures that ``chat`` makes.
+To be run where transformers 4.40.2, timm 0.9.10, torchvision, sentencepiece and the Pillow of the tests (another one
+may resize in other steps) are installed, with the folder of a checkpoint: its Python files and its config.json; its
+weights are not read. The classes are used as they are. A tiny vision transformer is registered with timm beside the
+real one, and ``generate`` of the one object is replaced to catch the prompt and the pictures that ``chat`` makes.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import sentencepiece
 import torch
 import transformers
@@ -219,7 +220,8 @@ def main() -> None:
         **files,
         'turns': TURNS,
         'seed': SEED,
-        'versions': {m.__name__: m.__version__ for m in (torch, transformers, timm, sentencepiece)},
+        'versions': {m.__name__: m.__version__ for m in (torch, transformers, timm, sentencepiece)}
+        | {'pillow': PIL.__version__},
         'how': ' '.join((__doc__ or '').split()),
     }
     (here / 'minicpmv.json').write_text(json.dumps(note, indent=1, ensure_ascii=False) + '\n')

@@ -1,9 +1,10 @@
 """Makes points_reader.* and points_1_5.*: what the official code of POINTS computes with tiny random weights.
 
-To be run where transformers 4.55.2 is installed, the version that the model's page names, with three folders: the
-Python files of the model repository, a checkout of WePOINTS, and the tokenizer.json of the tiny model 'points'. The
-classes are used as they are; only what they fix in their code is put in their place for the run: eager attention for
-flash attention, and the width of the tiny tower for 1280.
+To be run where transformers 4.55.2 is installed, the version that the model's page names, and the Pillow of the tests
+(another one may resize in other steps), with three folders: the Python files of the model repository, a checkout of
+WePOINTS, and the tokenizer.json of the tiny model 'points'. The classes are used as they are; only what they fix in
+their code is put in their place for the run: eager attention for flash attention, and the width of the tiny tower for
+1280.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 import transformers
 from PIL import Image
@@ -190,7 +192,7 @@ def main() -> None:
         if not (tied and name == 'llm.lm_head.weight')
     }
     note: dict[str, Any] = {'code': arguments.source, 'config': config, 'preprocessor': PIXELS, 'seed': SEED}
-    note['versions'] = {'torch': torch.__version__, 'transformers': transformers.__version__}
+    note['versions'] = {m.__name__: m.__version__ for m in (torch, transformers)} | {'pillow': PIL.__version__}
     note['how'] = ' '.join((__doc__ or '').split('\n\n')[1].split())
     note['prompts'] = {}
     scratch = arguments.official.parent

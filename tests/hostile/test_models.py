@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from vlmtune.apps.chat import chat
+from vlmtune.apps.export.check import findings
 from vlmtune.apps.train import train
 from vlmtune.data import Processor
 from vlmtune.models.loading import load_model
@@ -75,6 +76,15 @@ def test_it_is_run_where_that_was_asked_for(kind, with_code, mark):
     with suppress(ModelError):  # its vocabulary is not read: the class is empty
         Processor(str(with_code), trust_remote_code=True)
     assert mark.exists()
+
+
+def test_the_check_of_an_export_asks_nobody_whether_to_run_it(tiny_model, harmless, mark, monkeypatch, tmp_path):
+    model = shutil.copytree(tiny_model('llava'), tmp_path / 'model')
+    (model / 'evil.py').write_text(CODE.format(mark=str(mark), base='ProcessorMixin'))
+    edit(model / 'processor_config.json', auto_map={'AutoProcessor': 'evil.Evil'}, processor_class='Evil')
+    monkeypatch.setattr('builtins.input', lambda *_: 'y')  # what transformers would ask
+    with harmless():
+        list(findings(str(model)))
 
 
 @pytest.mark.parametrize('revision', [None, 'main', 'v1.0', COMMIT[:12], COMMIT.upper()])

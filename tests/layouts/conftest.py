@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import PIL
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,6 +18,21 @@ from vlmtune.testing.tiny_tokenizers import build_tokenizer
 
 GOLDENS = Path(__file__).resolve().parents[1] / 'goldens'
 FIXTURES = Path(__file__).resolve().parents[1] / 'fixtures' / 'layouts'
+
+
+@pytest.fixture(scope='session')
+def pillow_of_the_goldens() -> None:
+    """Fails, with the reason, under another major version of Pillow than made the goldens' pixels."""
+    notes = [json.loads(path.read_text(encoding='utf-8')) for path in GOLDENS.glob('*.json')]
+    made = {note['versions']['pillow'] for note in notes if 'pillow' in note['versions']}
+    assert made
+    if {version.split('.')[0] for version in made} != {PIL.__version__.split('.')[0]}:
+        pytest.fail(
+            f'the pixels in tests/goldens were made with Pillow {", ".join(sorted(made))}, and this is '
+            f'{PIL.__version__}: 13 resizes some images downwards first, 12 always across first, which gives other '
+            "bytes. Install the Pillow of requirements.txt: pip install 'pillow>=12.3,<13'",
+            pytrace=False,
+        )
 
 
 def _unfolded(tensors: Mapping[str, Sequence[Any]]) -> dict[str, tuple[int, ...]]:

@@ -111,6 +111,7 @@ def test_features_of_another_layer(tmp_path: Path):
     torch.testing.assert_close(logits_of(model, golden, 'one_image'), expected, atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.usefixtures('pillow_of_the_goldens')
 def test_prompts_and_pixels(golden: Golden):
     """Pixels are the same bytes; 1e-6 is what the order of multiplication and addition makes of them."""
     processor = Processor(str(golden.folder))

@@ -90,6 +90,7 @@ def own(tmp_path: Path) -> Golden:
 # ---- as the official code
 
 
+@pytest.mark.usefixtures('pillow_of_the_goldens')
 def test_logits(golden: Golden, processor: Processor):
     model, family = load_model(str(golden.folder), dtype=torch.float32)
     assert family.model_type == 'minicpmv2'
@@ -109,6 +110,7 @@ def test_prompts(golden: Golden, processor: Processor, case: str):
     assert sample.input_ids.tolist() == golden.ids(case).tolist()
 
 
+@pytest.mark.usefixtures('pillow_of_the_goldens')
 @pytest.mark.parametrize('case', [case for case in CASES if case != 'text_only'])
 def test_pixels_are_those_of_the_official_slices_bit_by_bit(golden: Golden, processor: Processor, case: str):
     made = processor.image_bytes(golden.pictures(case))

@@ -100,6 +100,7 @@ def test_logits(golden: Golden, attention: str, tolerance: float):
         torch.testing.assert_close(logits, golden.tensors[f'logits/{case}'], atol=tolerance, rtol=0)
 
 
+@pytest.mark.usefixtures('pillow_of_the_goldens')
 @pytest.mark.parametrize('case', CASES)
 def test_prompts_and_pixels(golden: Golden, case: str):
     processor, images = Processor(str(golden.folder)), golden.images(case)
@@ -136,6 +137,7 @@ def test_the_original_comes_back_bit_by_bit(golden: Golden):
         assert torch.equal(tensor, golden.weights[name]), name
 
 
+@pytest.mark.usefixtures('pillow_of_the_goldens')
 def test_answers_are_those_without_a_cache(reader: Golden, tmp_path: Path):
     model, _ = load_model(str(reader.folder), dtype=torch.float32)
     model.eval()

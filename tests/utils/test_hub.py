@@ -10,12 +10,13 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import constants
 
+from vlmtune.apps.export.adapters import find_adapter
 from vlmtune.data import load_rows
 from vlmtune.layouts import read_config
 from vlmtune.models import load_model
 from vlmtune.testing.fake_hub import fake_hub
 from vlmtune.utils import hub as hubs
-from vlmtune.utils.errors import ConfigError, DataError, ModelError
+from vlmtune.utils.errors import ConfigError, DataError, ModelError, UserError
 from vlmtune.utils.pretrained import find_folder, load_pretrained, read_source_json
 
 
@@ -77,10 +78,10 @@ def test_the_variable_of_a_mirror(hub):
 # ---- a hub that does not answer
 
 
-@pytest.mark.parametrize('load', [read_config, find_folder, load_model])
+@pytest.mark.parametrize('load', [read_config, find_folder, load_model, find_adapter])
 def test_a_hub_that_does_not_answer_is_one_line_at_once(no_hub, load):
     start = time.monotonic()
-    with pytest.raises(ModelError, match=r'models/mine: .*the hub http://127.0.0.1:9 cannot be reached') as error:
+    with pytest.raises(UserError, match=r'models/mine: .*the hub http://127.0.0.1:9 cannot be reached') as error:
         load('models/mine')
     assert time.monotonic() - start < 5
     assert '\n' not in str(error.value)

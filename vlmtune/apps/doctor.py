@@ -147,8 +147,6 @@ def _wrong_versions() -> list[str]:
             problems.append(f"{requirement.name} is not installed; pip install '{requirement}'")
         elif not requirement.specifier.contains(version, prereleases=True):
             problems.append(f"{requirement.name} is {version}; pip install '{requirement.name}{requirement.specifier}'")
-    if _version('gradio') and int((_version('pillow') or '0').partition('.')[0]) >= 13:
-        problems.append("gradio does not work with pillow 13 or newer; pip install 'pillow<13'")
     return problems
 
 

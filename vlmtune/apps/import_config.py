@@ -159,7 +159,7 @@ def _convert(values: Mapping[str, Any], *, source: str) -> Imported:
     found.settings.update(pack_to_max_length=False, batch_size=values.get('batch_size', 1))
     found.settings.update(_parts(model))
     if kind == 'LLaVAModel':
-        _take_llava(values, found)
+        _take_llava(values, found, source=source)
     else:
         found.settings['pretrained_model_name_or_path'] = model.get('model_path', values.get('path'))
         found.settings.update(max_length=values.get('max_length', 8192), max_patches=_TILES)
@@ -214,14 +214,15 @@ def _parts(model: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield 'quantization', 'nf4' if is_4bit else 'int8' if quantized.get('load_in_8bit') else None
 
 
-def _take_llava(values: Mapping[str, Any], found: Imported) -> None:
+def _take_llava(values: Mapping[str, Any], found: Imported, *, source: str) -> None:
     for name in ('llm_name_or_path', 'visual_encoder_name_or_path'):
         found.settings[name] = values.get(name)
     found.settings['pretrained_pth'] = values.get('pretrained_pth')
     dataset = (values.get('train_dataloader') or {}).get('dataset')
     if not isinstance(dataset, Mapping) or 'image_folder' not in dataset:
         raise ConfigError(
-            'train_dataloader.dataset: expected one LLaVADataset; several are a MixedDataset here (docs/data.md)'
+            f'{source}: train_dataloader.dataset: expected one LLaVADataset; several are a MixedDataset here '
+            '(docs/data.md)'
         )
     if not str(dataset.get('dataset_map_fn')).endswith('llava_map_fn'):
         found.notes.append(

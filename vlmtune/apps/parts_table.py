@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # reports read the file, and need no model
     from vlmtune.models.supervised_finetune import PartReport
 
-PARTS_FILE = 'parts.json'
-
 
 def parts_table(rows: 'Sequence[PartReport]', *, lr: float) -> str:
     """One line per part: mode, parameters, trainable ones, learning rate."""

@@ -1,12 +1,10 @@
 """``vlmtune serve``: checks an export and starts a server of others on it, with an OpenAI-compatible API."""
 
-import errno
 import json
 import logging
 import os
 import shlex
 import shutil
-import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +12,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlmtune.apps.data.train_data import build_dataset, build_processor, members_of, open_parts, read_data_config
-from vlmtune.apps.export.adapters import ADAPTER_CONFIG, base_of
+from vlmtune.apps.export.adapters import ADAPTER_CONFIG, base_of, refuse_checkpoint
 from vlmtune.apps.export.check import check_export
 from vlmtune.apps.export.check_inputs import joint_processor
 from vlmtune.apps.export.common import IMAGE_FILE
 from vlmtune.families import Family, find_family
 from vlmtune.layouts import find_layout, read_config
+from vlmtune.models.quantization import stored_quantization
 from vlmtune.utils.errors import CheckpointError, ConfigError
 from vlmtune.utils.extras import need
+from vlmtune.utils.ports import listen
 from vlmtune.utils.pretrained import check_source, read_source_json
 
 logger = logging.getLogger(__name__)
@@ -84,41 +84,25 @@ def serve(
         print(shlex.join(command))
         return 0
     _check_engine(engine, folder)
-    check_port(host, port)
+    listen(host, port).close()
     if host not in _LOCAL:
         logger.warning(
             'whoever reaches %s can make the server read pictures from files and addresses it can reach', host
         )
     if check and check_export(str(folder)):
         return 1
-    check_port(host, port)  # loading takes its time
+    listen(host, port).close()  # loading takes its time
     logger.info('%s', shlex.join(command))
     logger.info('it answers on http://%s:%d/v1 as the model %s', host, port, folder)
     sys.stdout.flush()
     os.execvp(command[0], command)
 
 
-def check_port(host: str, port: int) -> None:
-    """Raise unless a server can listen there.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    try:
-        place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(place[0], place[1]) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(place[4])
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise ConfigError(f'port {port} of {host} is in use; choose another with --port') from error
-        raise ConfigError(f'--host {host} --port {port}: {error.strerror or error}; choose others') from error
-
-
 def _servable(directory: str) -> Path:
     folder = Path(directory).expanduser().absolute()
     if not folder.is_dir():
         raise CheckpointError(f'{folder} is no folder; expected a model that vlmtune convert wrote')
+    refuse_checkpoint(folder)
     if (folder / ADAPTER_CONFIG).is_file():
         base = base_of(folder) or 'BASE'
         raise CheckpointError(
@@ -140,7 +124,9 @@ def _check_engine(engine: Engine, folder: Path) -> None:
         return
     for package in ('fastapi', 'uvicorn', 'openai'):
         need(package, extra='serve', what='vlmtune serve')
-    if find_family(read_config(str(folder)).model_type).has_vision and joint_processor(folder) is None:
+    model = read_config(str(folder))
+    stored_quantization(model)  # raises where what computes with such weights is missing
+    if find_family(model.model_type).has_vision and joint_processor(folder) is None:
         raise ConfigError(
             f'{folder}: `transformers serve` needs torchvision for the processor of this family; install the one that '
             'fits your torch (pip install torchvision), or serve it with --engine vllm'

@@ -12,10 +12,12 @@ from mmengine.config import Config
 from mmengine.dist import get_dist_info
 
 from vlmtune.apps.answer_speed import speed_by_size, speed_table
-from vlmtune.apps.tested_model import TestedModel, load_tested, load_tested_processor
+from vlmtune.apps.export.trained import data_names
+from vlmtune.apps.tested_model import TestedModel, load_tested, load_tested_processor, open_tested
 from vlmtune.config import config_mistakes, load_config
 from vlmtune.engine import ranks
 from vlmtune.engine.ranks import DEFAULT_BOUNDS
+from vlmtune.engine.run_layout import PREDICTIONS_FILE, RESULT_FILE, TEST_FOLDER
 from vlmtune.engine.setup import Launcher, bounds_of, init_distributed, leave_distributed
 from vlmtune.engine.work_dir_lock import only_run_in
 from vlmtune.evaluation import Evaluator, Questions, open_questions, predict
@@ -25,7 +27,6 @@ from vlmtune.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-PREDICTIONS_FILE, METRICS_FILE = 'predictions.jsonl', 'metrics.json'
 _REQUIRED = ('processor', 'model')
 
 
@@ -85,10 +86,11 @@ def evaluate(
         cfg = _start(read, launcher=launcher)
         base = (cfg.model or {}).get('pretrained_model_name_or_path')
         chosen = base if checkpoint is None else checkpoint
-        folder = Path(out or Path(work_dir or cfg.work_dir, 'test', _name_of(checkpoint))).expanduser()
+        folder = Path(out or Path(work_dir or cfg.work_dir, TEST_FOLDER, _name_of(checkpoint))).expanduser()
         size = batch_size or cfg.test_dataloader.get('batch_size') or 1
         limit = limit or (cfg.get('test_cfg') or {}).get('limit')
-        about = dict(config=config, checkpoint=str(chosen), batch_size=size)
+        data = list(data_names(cfg.test_dataloader))
+        about = dict(config=config, checkpoint=str(chosen), data=data, limit=limit, batch_size=size)
         scores = _run(cfg, chosen, folder=folder, limit=limit, about=about)
     except Exception as error:
         ranks.tell(error)
@@ -128,14 +130,22 @@ def _run(
 ) -> dict[str, float]:
     """Mistakes in metrics and data are told before the weights are read, and before anything is written."""
     with ranks.together('reading the questions'):
-        processor = load_tested_processor(cfg, checkpoint)
-        evaluator = Evaluator(**(cfg.test_evaluator or {}), processor=processor)
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f'{folder} is a file; answers need a folder, choose another --out')
+        opened = open_tested(checkpoint)
+        processor = load_tested_processor(cfg, opened)
+        at = 'val_evaluator' if cfg.test_evaluator == cfg.get('val_evaluator') else 'test_evaluator'
+        evaluator = Evaluator(**(cfg.test_evaluator or {}), processor=processor, at=at)
         key = evaluator.reference_key
-        questions = open_questions(cfg.test_dataloader.dataset, processor, reference_key=key, limit=limit)
+        stored = cfg.get('plan_cache_dir')
+        questions = open_questions(
+            cfg.test_dataloader.dataset, processor, reference_key=key, limit=limit, cache_dir=stored
+        )
+        evaluator.check_references([question.references for question in questions])
         logger.info('%d questions, %d a batch, answers go to %s', len(questions), about['batch_size'], folder)
     with only_run_in(folder, rank=get_dist_info()[0]):
         with ranks.together('loading the model'):
-            tested = load_tested(cfg, checkpoint, processor=processor)
+            tested = load_tested(cfg, opened)
         return _ask(tested, questions, evaluator, folder=folder, about=about)
 
 
@@ -159,7 +169,7 @@ def _answers(
     tested: TestedModel, questions: Questions, evaluator: Evaluator, *, file: Path, batch_size: int
 ) -> list[PredictionRow]:
     rank, world_size = get_dist_info()
-    return predict(
+    rows = predict(
         tested.model,
         evaluator.processor,
         questions,
@@ -171,7 +181,9 @@ def _answers(
         rank=rank,
         world_size=world_size,
         gather=partial(ranks.gather, what='answering the questions'),
+        tell=ranks.tell,
     )
+    return rows or []
 
 
 def _score(
@@ -185,15 +197,16 @@ def _score(
     classes = speed_by_size(rows)
     cut = sum(row['finish'] == 'length' for row in rows)
     skipped = [dict(index=bad.index, where=bad.where, reason=bad.reason) for bad in questions.bad]
+    rules = {name: evaluator.rule_of(name) for name in scores}
     result = dict(
-        about, metrics=scores, samples=len(rows), cut_off=cut, skipped=skipped, generation=evaluator.generation,
-        speed=classes,
+        about, metrics=scores, rules=rules, samples=len(rows), cut_off=cut, skipped=skipped,
+        generation=evaluator.generation, speed=classes,
     )  # fmt: skip
-    replace_text(folder / METRICS_FILE, json.dumps(result, indent=2, ensure_ascii=False, default=str) + '\n')
+    replace_text(folder / RESULT_FILE, json.dumps(result, indent=2, ensure_ascii=False, default=str) + '\n')
     if cut:
         logger.warning('%d of %d answers reached max_new_tokens and are cut off', cut, len(rows))
     print(speed_table(classes))
     for name, value in scores.items():
         print(f'{name}: {value:.4f}')
-    print(f'{len(rows)} answers in {folder / PREDICTIONS_FILE}, scores in {folder / METRICS_FILE}')
+    print(f'{len(rows)} answers in {folder / PREDICTIONS_FILE}, scores in {folder / RESULT_FILE}')
     return scores

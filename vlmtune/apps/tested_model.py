@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +14,16 @@ from mmengine.config import Config
 from vlmtune.apps.chat.answering import load_answerer, split_adapter_folder
 from vlmtune.apps.export.adapters import ADAPTER_CONFIG, base_of, find_adapter
 from vlmtune.apps.export.common import load_processor
+from vlmtune.apps.export.trained import Trained, build_untrained, find_base, read_base, read_trained
 from vlmtune.data import Processor
-from vlmtune.engine.checkpoint import WEIGHTS_FILE
-from vlmtune.engine.manifest import MANIFEST, read_manifest, verify
-from vlmtune.engine.runner import build_model
-from vlmtune.engine.strategies import WholeWeights, to_device
+from vlmtune.engine.manifest import MANIFEST
 from vlmtune.layouts import find_source
-from vlmtune.registry import PROCESSORS
-from vlmtune.utils.device import find_device
-from vlmtune.utils.errors import CheckpointError
 
-_MODEL_SETTINGS = ('pretrained_model_name_or_path', 'quantization', 'dtype', 'attn_implementation', 'revision')
-_EXPORTED = ('image_processor', 'prompt_template')
-"""What a config sets and an export brings along as well; the config wins, so that other resolutions can be tried."""
+logger = logging.getLogger(__name__)
+
+_SETTINGS = ('image_processor', 'prompt_template')
+"""What a config sets and a checkpoint brings along as well; the config wins, so that others can be tried."""
+_OWN = ('tune', 'lora', 'quantization', 'dtype')  # what a checkpoint was trained with
 
 
 @dataclass(frozen=True)
@@ -43,60 +41,62 @@ class TestedModel:
     autocast_dtype: torch.dtype | None
 
 
-def load_tested_processor(cfg: Config, checkpoint: str | Mapping[str, Any]) -> Processor:
+def open_tested(checkpoint: str | Mapping[str, Any]) -> Trained | str | Mapping[str, Any]:
+    """A checkpoint ``iter_N.pth`` verified and opened; anything else as it is.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged, or holds no weights.
+    """
+    if isinstance(checkpoint, str):
+        folder = Path(checkpoint).expanduser()
+        if folder.suffix == '.pth' or (folder / MANIFEST).is_file():
+            return read_trained(folder)
+    return checkpoint
+
+
+def load_tested_processor(cfg: Config, checkpoint: Trained | str | Mapping[str, Any]) -> Processor:
     """The processor of what ``load_tested`` loads, without any weight.
 
     Raises:
         UserError: it is missing or damaged.
     """
-    if is_checkpoint(checkpoint):
-        verify(_folder(checkpoint))
-        return PROCESSORS.build(cfg.processor)
-    settings = {name: cfg.processor[name] for name in _EXPORTED if cfg.processor.get(name)}
+    settings = {name: cfg.processor[name] for name in _SETTINGS if cfg.processor.get(name)}
+    if isinstance(checkpoint, Trained):
+        return load_processor(_base_of(checkpoint, cfg), over=checkpoint.processor_files, **settings)
     base, adapter = split_adapter_folder(checkpoint, None) if isinstance(checkpoint, str) else (checkpoint, None)
     return load_processor(find_source(base), over=find_adapter(adapter) if adapter else None, **settings)
 
 
-def load_tested(cfg: Config, checkpoint: str | Mapping[str, Any], *, processor: Processor) -> TestedModel:
+def load_tested(cfg: Config, checkpoint: Trained | str | Mapping[str, Any]) -> TestedModel:
     """Load what a user calls a checkpoint.
 
     Args:
-        cfg: of the run. A checkpoint ``iter_N.pth`` is put on its model, which is built as for training,
-            quantised where it says so; of the others only the settings of images and of the chat template come from it.
-        checkpoint: ``iter_N.pth``, the folder of an adapter or of a model, a hub id, or the parts of a LLaVA.
-        processor: of ``load_tested_processor``.
+        cfg: of the run. Only the settings of images and of the chat template come from it, and ``attn_implementation``;
+            a checkpoint ``iter_N.pth`` says itself what it was trained from and how.
+        checkpoint: of ``open_tested``: ``iter_N.pth``, the folder of an adapter or of a model, a hub id, or the parts
+            of a LLaVA.
 
     Raises:
         UserError: it is missing, damaged, or does not fit.
     """
-    if is_checkpoint(checkpoint):
-        return _load_trained(cfg, _folder(checkpoint), processor=processor)
+    if isinstance(checkpoint, Trained):
+        return _load_trained(cfg, checkpoint)
     answerer = load_answerer(checkpoint, prompt_template=cfg.processor.get('prompt_template'))
     return TestedModel(answerer.model, _key_of_files(checkpoint), answerer.autocast_dtype)
 
 
-def is_checkpoint(checkpoint: str | Mapping[str, Any]) -> bool:
-    """Whether it is one of ours, or is called like one."""
-    return isinstance(checkpoint, str) and (
-        (_folder(checkpoint) / MANIFEST).is_file() or _folder(checkpoint).suffix == '.pth'
-    )
+def _base_of(trained: Trained, cfg: Config) -> str:
+    return find_source(find_base(trained, fallback=cfg.model))
 
 
-def _folder(checkpoint: Any) -> Path:
-    return Path(checkpoint).expanduser()
-
-
-def _load_trained(cfg: Config, folder: Path, *, processor: Processor) -> TestedModel:
-    files = read_manifest(folder)['files']
-    if WEIGHTS_FILE not in files:
-        raise CheckpointError(f'{folder} has no {WEIGHTS_FILE}, so it cannot be tested')
-    model = build_model(cfg, processor=processor)
-    weights = WholeWeights()
-    weights.model = model
-    weights.load_trainable(folder / WEIGHTS_FILE)
-    to_device(model, find_device())
-    settings = {name: cfg.model.get(name) for name in _MODEL_SETTINGS}
-    key = f'{files[WEIGHTS_FILE]["sha256"]} {json.dumps(settings, sort_keys=True, default=str)}'
+def _load_trained(cfg: Config, trained: Trained) -> TestedModel:
+    own = trained.model_settings
+    if others := [name for name in _OWN if json.dumps(cfg.model.get(name)) != json.dumps(own.get(name))]:
+        logger.warning('%s of the model as %s says, not as the config says', ' and '.join(others), trained.path)
+    base, attention = read_base(_base_of(trained, cfg)), cfg.model.get('attn_implementation') or 'sdpa'
+    model = build_untrained(trained, base=base, attn_implementation=attention)
+    model.load_trainable(trained.tensors)
+    key = f'{trained.digest} {base.name_or_path} {json.dumps([own, attention], sort_keys=True, default=str)}'
     return TestedModel(model.model, key, model.dtype)
 
 

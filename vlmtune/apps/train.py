@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.dist import get_rank
 
 from vlmtune.apps.dry_run import dry_run as dry_run_of
-from vlmtune.apps.parts_table import PARTS_FILE, parts_table, write_parts
+from vlmtune.apps.parts_table import parts_table, write_parts
 from vlmtune.config import config_mistakes, load_config
 from vlmtune.engine import Runner, checkpoint, ranks
 from vlmtune.engine.deepspeed_config import find_config
@@ -22,6 +22,7 @@ from vlmtune.engine.manifest import read_manifest
 from vlmtune.engine.precheck import check_settings, check_work_dir
 from vlmtune.engine.ranks import DEFAULT_BOUNDS
 from vlmtune.engine.resuming import check_resumable
+from vlmtune.engine.run_layout import PARTS_FILE
 from vlmtune.engine.setup import Launcher, bounds_of, init_distributed, leave_distributed, restarts
 from vlmtune.engine.signals import check_requeue_exit_code, leave_at_once
 from vlmtune.engine.work_dir_lock import only_run_in
@@ -41,8 +42,11 @@ def prepare_config(
     launcher: Launcher = 'none',
     deepspeed: str | None = None,
     reset_optimizer: bool = False,
+    writes: bool = True,
 ) -> Config:
     """Read a config and put what the command line says into it; the arguments are those of ``train``.
+
+    ``writes`` is False for what only looks: an earlier run in the work dir is no mistake then.
 
     Raises:
         ConfigError: every mistake in the config and the overrides, at once; a work dir of another run.
@@ -58,7 +62,7 @@ def prepare_config(
     if reset_optimizer:
         cfg.reset_optimizer = True
     check_requeue_exit_code(cfg)
-    if not (launcher == 'pytorch' and restarts()):
+    if writes and not (launcher == 'pytorch' and restarts()):
         check_work_dir(cfg.work_dir, resume=cfg.get('resume', False))
     check_resumable(
         cfg.get('resume', False), work_dir=Path(cfg.work_dir)
@@ -106,7 +110,7 @@ def train(
     """
     read = partial(
         prepare_config, config, work_dir=work_dir, resume=resume, overrides=overrides, seed=seed, launcher=launcher,
-        deepspeed=deepspeed, reset_optimizer=reset_optimizer,
+        deepspeed=deepspeed, reset_optimizer=reset_optimizer, writes=not dry_run,
     )  # fmt: skip
     with leave_at_once() as leaving:
         try:

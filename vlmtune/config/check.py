@@ -9,7 +9,7 @@ from mmengine.config import Config
 
 from vlmtune.config.lazy import config_items, is_object, raw_items
 from vlmtune.config.mistakes import raise_mistakes
-from vlmtune.config.names import DATALOADER_KEYS, EVALUATOR_KEYS, RUNNER_NAMES
+from vlmtune.config.names import DATALOADER_KEYS, EVALUATOR_KEYS, QUESTION_LOADER_KEYS, RUNNER_NAMES
 from vlmtune.config.signature import Signature
 from vlmtune.config.targets import UnknownTarget, find_target
 from vlmtune.utils.suggest import did_you_mean
@@ -25,8 +25,8 @@ INJECTED = frozenset(
 ALLOWED_KEYS: Mapping[str, Collection[str]] = MappingProxyType(
     {
         'train_dataloader': DATALOADER_KEYS,
-        'val_dataloader': DATALOADER_KEYS,
-        'test_dataloader': DATALOADER_KEYS,
+        'val_dataloader': QUESTION_LOADER_KEYS,
+        'test_dataloader': QUESTION_LOADER_KEYS,
         'val_evaluator': EVALUATOR_KEYS,
         'test_evaluator': EVALUATOR_KEYS,
         'test_cfg': ('limit',),
@@ -43,8 +43,8 @@ _ITEM_KEYS = {
     'default_hooks': ('priority',),
     'custom_hooks': ('priority',),
     'param_scheduler': ('convert_to_iter_based',),
-    'val_evaluator.metrics': ('name',),
-    'test_evaluator.metrics': ('name',),
+    'val_evaluator.metrics': ('name', 'rule'),
+    'test_evaluator.metrics': ('name', 'rule'),
 }
 _COMPLETE = ('rows',)  # functions that are called with what the config gives and nothing else
 

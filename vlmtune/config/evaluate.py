@@ -170,4 +170,5 @@ def _blamed_on(source: Source) -> Iterator[None]:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(source.path) and frame.lineno]
         place = source.at(lines[-1]) if lines else source.shown
-        raise ConfigError(f'{place}: {type(error).__name__}: {error}') from error
+        hint = '; a setting that is None is reckoned with here' if "'NoneType'" in str(error) else ''
+        raise ConfigError(f'{place}: {type(error).__name__}: {error}{hint}') from error

@@ -31,15 +31,16 @@ _SAME = {
     'pretrained_model_name_or_path': 'model_name_or_path llava_name_or_path model_name base_model model_id model_path',
     'pretrained_pth': 'pretrained_llava_pth',
     'data_path': 'data_files dataset_path train_data_path dataset_dir',
-    'val_data_path': 'eval_data_path validation_data_path',
+    'val_data_path': 'eval_data_path validation_data_path val_size',
     'image_folder': 'image_dir image_root images_dir media_dir',
     'max_length': 'max_seq_length max_seq_len cutoff_len model_max_length seq_len max_dynamic_length',
     'pack_to_max_length': 'packing use_varlen_attn pack_to_max',
     'prompt_template': 'template chat_template',
     'new_tokens': 'add_tokens additional_tokens',
     'image_processor': 'image_processor_cfg',
+    'max_pixels': 'image_max_pixels',
     'tune': 'freeze_llm freeze_visual_encoder llm_lora visual_encoder_lora freeze_vision_tower tune_mm_mlp_adapter '
-    'train_type finetuning_type lora',
+    'train_type finetuning_type lora lora_target freeze_language_model freeze_multi_modal_projector',
     'lora_r': 'lora_rank rank',
     'quantization': 'load_in_4bit load_in_8bit quantization_config quantization_bit quant_bits',
     'dtype': 'torch_dtype bf16 fp16 precision mixed_precision',
@@ -58,7 +59,8 @@ _SAME = {
     'warmup_ratio': 'warmup warmup_steps warmup_iters num_warmup_steps',
     'save_steps': 'save_interval checkpoint_interval save_freq',
     'save_total_limit': 'max_keep_ckpts keep_checkpoints',
-    'evaluation_freq': 'eval_steps eval_interval evaluation_interval evaluation_steps',
+    'evaluation_freq': 'evaluation_interval evaluation_steps',
+    'val_interval': 'eval_steps eval_interval eval_strategy validation_steps',
     'evaluation_inputs': 'eval_inputs evaluation_prompts sample_prompts',
     'evaluation_images': 'evaluation_image eval_images image_path',
     'SYSTEM': 'system_prompt default_system',
@@ -86,6 +88,9 @@ DATALOADER_KEYS = frozenset(
     """.split()
 )
 """The keys of ``train_dataloader``; the Runner builds sampler and collate function from them."""
+
+QUESTION_LOADER_KEYS = frozenset(('dataset', 'batch_size'))
+"""The keys of ``val_dataloader`` and ``test_dataloader``; what learns from held-out rows is as in training."""
 
 EVALUATOR_KEYS = frozenset(('metrics', 'generation', 'reference_key'))
 """The keys of ``val_evaluator`` and ``test_evaluator``."""

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmtune.utils.pretrained import write_json
+from vlmtune.data.templates import JOINT_TEMPLATES
+from vlmtune.utils.json_files import write_json
 
 if TYPE_CHECKING:
     from vlmtune.data.processor import Processor
 
 # Files of the source that describe how text and images are joined; other programs look for all of them.
 JOINT_FILE = 'processor_config.json'
+JOINT_TEMPLATE_FILE = 'chat_template.json'  # read before chat_template.jinja by AutoProcessor, and not by AutoTokenizer
 _IMAGE_FILE = 'preprocessor_config.json'
 _COPIED_FILES = ('video_preprocessor_config.json',)
 SOURCE_FILES = (JOINT_FILE, _IMAGE_FILE, *_COPIED_FILES)
@@ -28,6 +30,8 @@ def save_processor_files(processor: 'Processor', directory: Path) -> None:
     processor.tokenizer.save_pretrained(directory)
     if processor.image_processor is None:
         return
+    if template := JOINT_TEMPLATES.get(processor.tokenizer.chat_template):
+        write_json(directory / JOINT_TEMPLATE_FILE, {'chat_template': template})
     joint = copy.deepcopy(processor.source_files[JOINT_FILE])
     source_image = processor.source_files[_IMAGE_FILE] or {}
     image = json.loads(processor.image_processor.to_json_string())

@@ -82,6 +82,12 @@ TEMPLATES: dict[str, str] = {
     ),
     'paligemma': _PALIGEMMA.strip(),
 }
+JOINT_TEMPLATES: dict[str, str] = {
+    TEMPLATES['paligemma']: TEMPLATES['paligemma'].replace(
+        "row.images + bos_token + row.question + '\\n'", 'row.images + row.question'
+    ),
+}
+"""What stands for a template where transformers' processor of text and images writes a part of the prompt itself."""
 
 
 def find_template(name: str) -> str:

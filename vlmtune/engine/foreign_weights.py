@@ -1,6 +1,5 @@
 """Finds out what ``load_from`` names, opens it, and gives every weight in it the name that it has in the model here."""
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from vlmtune.layouts import Weight, find_layout, open_weights, read_config
 from vlmtune.layouts.weights import open_file
 from vlmtune.models import SupervisedFinetune, load_model
 from vlmtune.utils.errors import CheckpointError
+from vlmtune.utils.json_files import read_object
 from vlmtune.utils.safe_torch import check_legacy, find_legacy_file
 
 Weights: TypeAlias = Mapping[str, Weight]
@@ -23,7 +23,6 @@ Kind: TypeAlias = Literal['checkpoint', 'adapter', 'model', 'legacy']
 
 ADAPTER_WEIGHTS = 'adapter_model.safetensors'
 _BESIDE_ADAPTER = 'vpm_resampler_embedtokens.pt'  # what MiniCPM-V's fine-tuning code trains besides LoRA
-_MOST_BYTES = 1 << 24  # of a json file
 _PLAIN_NAME = re.compile(r'[\w.]+')
 _LEGACY = ('.pth', '.pt', '.bin', '.ckpt')
 
@@ -86,7 +85,7 @@ def check_source(path: Path) -> None:
         if (path / _BESIDE_ADAPTER).is_file():
             check_legacy(path / _BESIDE_ADAPTER)
     elif kind == 'model':
-        _read_json(path / 'config.json')
+        read_object(path / 'config.json')
         if find_layout(str(path)) is not None:
             open_weights(path)
         elif not any(path.glob('*.safetensors')):
@@ -108,20 +107,6 @@ def open_source(path: Path, *, model: SupervisedFinetune) -> Source:
     return _OPENERS[kind_of(path)](path, model)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise CheckpointError(f'{path} has more than {_MOST_BYTES} bytes')
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f'{path} cannot be read: {error.strerror}') from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f'{path} is no JSON: {str(error)[:160]}') from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f'{path} holds a {type(content).__name__}, expected an object')
-    return content
-
-
 # ---- ours
 
 
@@ -131,7 +116,7 @@ def _open_checkpoint(path: Path, model: SupervisedFinetune) -> Source:
         raise CheckpointError(f'{path} has no {WEIGHTS_FILE}')
     source = _placed(path, open_file(path / WEIGHTS_FILE), model=model, is_ours=True)
     if ADAPTER_FILE in manifest['files']:
-        _check_lora(source, _read_json(path / ADAPTER_FILE), model=model)
+        _check_lora(source, read_object(path / ADAPTER_FILE), model=model)
     return source
 
 
@@ -170,7 +155,7 @@ def _places(model: SupervisedFinetune) -> dict[str, str]:
 
 
 def _adapter_settings(path: Path) -> dict[str, Any]:
-    settings = _read_json(path / ADAPTER_FILE)
+    settings = read_object(path / ADAPTER_FILE)
     if settings.get('peft_type') != 'LORA':
         raise CheckpointError(f'{path} is an adapter of type {str(settings.get("peft_type"))[:40]}, expected LORA')
     if not (path / ADAPTER_WEIGHTS).is_file():

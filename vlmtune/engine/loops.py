@@ -1,5 +1,6 @@
 """The training loop. One iteration is one optimizer step."""
 
+import logging
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,8 @@ from vlmtune.engine.step_feed import Fetched, MicroBatch, StepFeed, stop_all
 from vlmtune.registry import LOOPS
 from vlmtune.structures import SampleKey
 from vlmtune.utils.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 class StepCounts(NamedTuple):
@@ -110,6 +113,12 @@ class TrainLoop(BaseLoop):
                 model = unwrap(runner.model)
                 self._flops, self._clock = ModelFlops(model), StepClock(model, device=runner.strategy.device)
                 self._begin_validation()
+                if self._iter >= self._max_iters:
+                    logger.warning(
+                        'nothing is left to train: iteration %d of %d is done; raise max_epochs or max_steps to go on',
+                        self._iter,
+                        self._max_iters,
+                    )
                 while self._iter < self._max_iters and not self.stop_training:
                     self._one_iteration()
                     self._validate()

@@ -3,14 +3,13 @@
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.config.lazy import LazyObject
 from mmengine.dist import get_dist_info
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
 
 from vlmtune.config.targets import find_target
 from vlmtune.data import Processor, StreamingDataset
@@ -29,6 +28,8 @@ from vlmtune.registry import HOOKS
 from vlmtune.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
+
+_NOT_OURS = (CheckpointHook, EarlyStoppingHook)  # one would stop at its first save, the other never sees a validation
 
 
 def check_settings(cfg: Config) -> None:
@@ -66,7 +67,7 @@ def check_validation(cfg: Config, *, hooks: Sequence[Any]) -> None:
         ConfigError: a part is missing, a metric is none, or a score is monitored that there is not.
     """
     saving = (cfg.get('default_hooks') or {}).get('checkpoint')
-    hooks = [*hooks, *([] if saving is None else [HOOKS.build(saving)])]
+    hooks = [*hooks, *([] if saving is None else [_build_hook(saving, at='default_hooks.checkpoint')])]
     monitors = [hook.monitor for hook in hooks if isinstance(getattr(hook, 'monitor', None), Monitor)]
     loader, loop = cfg.get('val_dataloader'), cfg.get('val_cfg')
     if loader is None:
@@ -89,25 +90,19 @@ def check_validation(cfg: Config, *, hooks: Sequence[Any]) -> None:
     check = getattr(find_target(loop.type, must_exist=True), 'check', None)
     if check is not None:
         check(**{name: value for name, value in loop.items() if name != 'type'})
-    names = score_names(Evaluator(**cfg.get('val_evaluator') or {}))
+    evaluator = Evaluator(**cfg.get('val_evaluator') or {}, at='val_evaluator')
+    names = score_names(evaluator)
     for monitor in monitors:
         if names is not None:
             monitor.check({'loss', *names})
+        monitor.ask(evaluator)
 
 
 def score_names(evaluator: Evaluator) -> list[str] | None:
     """What the scores will be called; None where a metric does not say that it returns one number."""
-    if any(signature(metric.function).return_annotation is not float for metric in evaluator.metrics):
+    if not all(metric.is_one_number for metric in evaluator.metrics):
         return None
     return [metric.name for metric in evaluator.metrics]
-
-
-def without_augmentation(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of a data set, also of a mixture, whose images stay as they are."""
-    settings = {name: value for name, value in dataset.items() if name != 'image_transform'}
-    if 'datasets' in settings:
-        settings['datasets'] = [without_augmentation(member) for member in settings['datasets']]
-    return settings
 
 
 def check_new_tokens(cfg: Config, *, processor: Processor) -> None:
@@ -162,9 +157,30 @@ def _check_vision_cache(cfg: Config, model: Mapping[str, Any]) -> None:
     check_cacheable(family, plans=plan_parts(model['tune'], family=family, lora=model.get('lora')))
 
 
-def build_custom_hooks(cfg: Config) -> list[Hook | dict[str, Any]]:
-    """The hooks of ``custom_hooks``; one with a ``priority`` of its own is left to mmengine, which reads that."""
-    return [hook if 'priority' in hook else HOOKS.build(hook) for hook in cfg.get('custom_hooks') or []]
+def build_custom_hooks(cfg: Config) -> list[Hook]:
+    """The hooks of ``custom_hooks``, each with its ``priority`` where one is given.
+
+    Raises:
+        ConfigError: one is mmengine's where it has to be ours.
+    """
+    return [_build_hook(part, at=f'custom_hooks.{i}') for i, part in enumerate(cfg.get('custom_hooks') or [])]
+
+
+def _build_hook(part: Mapping[str, Any], *, at: str) -> Hook:
+    options = dict(part)
+    priority = options.pop('priority', None)
+    given = options.pop('type')
+    own = HOOKS.get(given) if isinstance(given, str) and '.' not in given else None  # mmengine has some of that name
+    kind: Any = own or find_target(given, must_exist=True)
+    if kind in _NOT_OURS:
+        raise ConfigError(
+            f"{at}.type is mmengine's {kind.__name__}, which does not work with the loops of vlmtune; "
+            f'write from vlmtune.engine import {kind.__name__}'
+        )
+    hook: Hook = HOOKS.build(dict(options, type=kind))
+    if priority is not None:
+        hook.priority = priority
+    return hook
 
 
 def check_work_dir(work_dir: str, *, resume: str | bool) -> None:

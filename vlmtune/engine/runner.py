@@ -15,19 +15,20 @@ from vlmtune.config import dump_config, redact_secrets
 from vlmtune.config.signature import Signature
 from vlmtune.config.targets import find_target
 from vlmtune.data import Processor, StepDataLoader, SupervisedDataset, build_train_loader
+from vlmtune.data.dataset_configs import without_augmentation
 from vlmtune.engine import ranks
 from vlmtune.engine.checkpoint import CONFIG_FILE
 from vlmtune.engine.hooks.dataset_info import describe_data
 from vlmtune.engine.hooks.isolation import IsolationHook
 from vlmtune.engine.optim import PartwiseOptimWrapperConstructor
-from vlmtune.engine.precheck import build_custom_hooks, check_new_tokens, without_augmentation
+from vlmtune.engine.precheck import build_custom_hooks, check_new_tokens
 from vlmtune.engine.resuming import load_or_resume
+from vlmtune.engine.run_layout import VALIDATION_FOLDER
 from vlmtune.engine.saving import Saver
 from vlmtune.engine.schedules import schedules_in_steps
 from vlmtune.engine.sharded_loading import needs_images_everywhere, sharded_weights
 from vlmtune.engine.strategies import DDPStrategy, SingleDeviceStrategy
 from vlmtune.engine.trackers import Trackers, read_trackers
-from vlmtune.engine.val_loop import FOLDER
 from vlmtune.engine.vision_cache import use_vision_cache
 from vlmtune.evaluation import Evaluator
 from vlmtune.evaluation.questions import open_questions
@@ -86,12 +87,16 @@ def build_validation(
     options = {name: cfg.train_dataloader[name] for name in names if name in cfg.train_dataloader}
     logger.info('held-out data: %s', describe_data(dataset))
     loader = _build_loader(cfg, dataset, seed=0, shuffle=False, group_by_length=True, **options)
-    evaluator = Evaluator(**cfg.get('val_evaluator') or {}, processor=processor)
+    evaluator = Evaluator(**cfg.get('val_evaluator') or {}, processor=processor, at='val_evaluator')
     questions = None
     if evaluator.metrics:
-        part = {'cache_dir': cfg.get('plan_cache_dir'), **part}
-        limit = cfg.val_cfg.get('limit')
-        questions = open_questions(part, processor, reference_key=evaluator.reference_key, limit=limit)
+        questions = open_questions(
+            part,
+            processor,
+            reference_key=evaluator.reference_key,
+            limit=cfg.val_cfg.get('limit'),
+            cache_dir=cfg.get('plan_cache_dir'),
+        )
     batch_size = cfg.val_dataloader.get('batch_size', 1)
     return dict(dataloader=loader, evaluator=evaluator, questions=questions, batch_size=batch_size)
 
@@ -148,7 +153,7 @@ class Runner(FlexibleRunner):
         set_random_seed(cfg.randomness.seed)  # new weights (LoRA) are a function of the seed
         with ranks.together('planning the data'):
             processor, loader = build_data(cfg, bad_samples_file=Path(cfg.work_dir, BAD_SAMPLES_FILE))
-            bad_samples_file = Path(cfg.work_dir, FOLDER, BAD_SAMPLES_FILE)
+            bad_samples_file = Path(cfg.work_dir, VALIDATION_FOLDER, BAD_SAMPLES_FILE)
             validation = build_validation(cfg, processor=processor, bad_samples_file=bad_samples_file)
         with ranks.together('loading the model'), sharded_weights(cfg):
             model = build_model(cfg, processor=processor)

@@ -4,7 +4,7 @@ None is imported unless ``trackers`` names it. They get the config without its s
 code nor the command line. Keys are theirs to find, in the environment or where their own login put them.
 """
 
-import os
+import inspect
 import textwrap
 import time
 from collections.abc import Callable, Mapping
@@ -102,11 +102,18 @@ class _Wandb:
 
 class _MLflow:
     def __init__(
-        self, folder: Path, name: str, *, experiment: str = _PROJECT, tracking_uri: str | None = None, **tags: Any
+        self,
+        folder: Path,
+        name: str,
+        *,
+        experiment: str = _PROJECT,
+        tracking_uri: str | None = None,
+        tags: Mapping[str, Any] | None = None,
     ) -> None:
         self.mlflow = need('mlflow', extra='mlflow', what="trackers='mlflow'")
         own = folder.absolute().parent  # the work dir: one place for the run and those that resume it
-        uri = tracking_uri or os.environ.get('MLFLOW_TRACKING_URI') or f'sqlite:///{own / "mlflow.db"}'
+        asked = self.mlflow.get_tracking_uri() if self.mlflow.is_tracking_uri_set() else None
+        uri = tracking_uri or asked or f'sqlite:///{own / "mlflow.db"}'
         artifacts = (own / 'mlflow').as_uri() if uri.startswith('sqlite:') else None
         try:
             self.client = self.mlflow.MlflowClient(tracking_uri=uri)
@@ -255,7 +262,13 @@ def read_trackers(given: Any) -> dict[str, dict[str, Any]]:
             raise ConfigError(
                 f'trackers: {name!r} is none{did_you_mean(str(name), TRACKERS)}; expected {", ".join(TRACKERS)}'
             )
+        arguments = inspect.signature(TRACKERS[name]).parameters
+        known = [key for key in arguments if key not in ('folder', 'name', 'options')]
         for key, value in options.items():
+            if key not in known and 'options' not in arguments:
+                raise ConfigError(
+                    f'trackers.{name}.{key}: unknown argument{did_you_mean(key, known)}; there are {", ".join(known)}'
+                )
             if any(word in key.lower() for word in ('key', 'token', 'password')) or without_secrets(str(value)) != str(
                 value
             ):

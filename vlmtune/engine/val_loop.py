@@ -22,6 +22,7 @@ from mmengine.runner import BaseLoop
 from vlmtune.data import StepDataLoader
 from vlmtune.engine import ranks
 from vlmtune.engine.optim import unwrap
+from vlmtune.engine.run_layout import PREDICTIONS_FILE, VALIDATION_FILE, VALIDATION_FOLDER
 from vlmtune.engine.signals import SIGNALS
 from vlmtune.engine.state import rng_state, set_rng_state
 from vlmtune.engine.step_feed import MicroBatch, StepFeed, stop_all
@@ -37,10 +38,6 @@ from vlmtune.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-RECORDS_FILE = 'validation.jsonl'
-FOLDER = 'validation'
-PREDICTIONS_FILE = 'predictions.jsonl'
-
 
 @LOOPS.register_module()
 class ValLoop(BaseLoop):
@@ -51,7 +48,7 @@ class ValLoop(BaseLoop):
     generates. ``validation/iter_N/predictions.jsonl`` gets every answer as it is made, and a run that is resumed in the
     middle goes on behind the last one. Every validation is a line of ``validation.jsonl`` in the work dir.
 
-    A signal to stop is obeyed within a micro-batch of the loss and behind the answers; the run that resumes then
+    A signal to stop is obeyed within a micro-batch of the loss or a batch of answers; the run that resumes then
     validates before it learns on.
 
     Args:
@@ -127,11 +124,11 @@ class ValLoop(BaseLoop):
         if self.runner.rank != 0:
             return
         elsewhere = isinstance(self.runner._resume, str) and Path(self.runner._resume).absolute().parent != work_dir
-        for folder in (work_dir / FOLDER).glob('iter_*'):
+        for folder in (work_dir / VALIDATION_FOLDER).glob('iter_*'):
             number = folder.name.removeprefix('iter_')
             if number.isdigit() and (int(number) > done or (int(number) == done and (elsewhere or not done))):
                 shutil.rmtree(folder, ignore_errors=True)
-        records, known = work_dir / RECORDS_FILE, {row['iteration'] for row in self.history}
+        records, known = work_dir / VALIDATION_FILE, {row['iteration'] for row in self.history}
         if records.exists():
             lines = records.read_text(encoding='utf-8').splitlines(keepends=True)
             replace_text(records, ''.join(line for line in lines if _iteration_of(line) in known))
@@ -155,12 +152,17 @@ class ValLoop(BaseLoop):
             loss, flags = self._mean_loss(at=f'the validation behind iteration {done}')
             if loss is None:
                 return flags
-            scores = self._scores(Path(runner.work_dir, FOLDER, f'iter_{done}', PREDICTIONS_FILE))
+            scores = self._scores(Path(runner.work_dir, VALIDATION_FOLDER, f'iter_{done}', PREDICTIONS_FILE))
+        if scores is None:
+            return self._stopping()
         self.history.append(dict(iteration=done, loss=loss, **scores))
         if runner.rank == 0:
             self._record(self.history[-1], seconds=time.perf_counter() - started)
         runner.call_hook('after_val')
-        return ranks.total(runner.train_loop.signals.flags(), what='telling whether to stop')
+        return self._stopping()
+
+    def _stopping(self) -> list[float]:
+        return ranks.total(self.runner.train_loop.signals.flags(), what='telling whether to stop')
 
     @torch.no_grad()
     def _mean_loss(self, *, at: str) -> tuple[float | None, list[float]]:
@@ -190,20 +192,21 @@ class ValLoop(BaseLoop):
     def _on_device(self, batch: MicroBatch) -> MicroBatch:
         return {name: tensor.to(self.runner.strategy.device, non_blocking=True) for name, tensor in batch.items()}
 
-    def _scores(self, file: Path) -> dict[str, float]:
-        """Of the answers; the same on every rank."""
+    def _scores(self, file: Path) -> dict[str, float] | None:
+        """Of the answers, the same on every rank; None if they were left because of a signal."""
         if self.questions is None:
             return {}
         runner, model, what = self.runner, unwrap(self.runner.model), 'answering the held-out questions'
-        scores: dict[str, float] = {}
+        scores: dict[str, float] | None = None
         with ranks.together(what):
             rows = predict(
                 model.model, runner.processor, self.questions, file=file, batch_size=self.batch_size,
                 generation=self.evaluator.generation, autocast_dtype=model.dtype, rank=runner.rank,
                 world_size=runner.world_size, gather=partial(ranks.gather, what=what),
                 synced=runner.strategy.shards_weights,
+                should_stop=lambda: any(runner.train_loop.signals.flags()), tell=ranks.tell,
             )  # fmt: skip
-            if runner.rank == 0:
+            if rows is not None and runner.rank == 0:
                 scores = self.evaluator.scores(rows)
                 write_rows(file, [{**row, 'scores': self.evaluator.row_scores(row)} for row in rows])
         return ranks.gather(scores, what='telling the scores')[0]
@@ -216,8 +219,11 @@ class ValLoop(BaseLoop):
         logger.info('validation behind step %d: %s  (%d samples, %.1f s)', row['iteration'], said, samples, seconds)
         runner.visualizer.add_scalars({f'val/{n}': value for n, value in scores.items()}, step=row['iteration'])
         finite = {name: value if math.isfinite(value) else None for name, value in scores.items()}
-        line = dict(iteration=row['iteration'], epoch=runner.epoch, **finite, seconds=seconds, samples=samples)
-        with Path(runner.work_dir, RECORDS_FILE).open('a', encoding='utf-8') as file:
+        rules = {name: self.evaluator.rule_of(name) for name in finite}
+        line = dict(
+            iteration=row['iteration'], epoch=runner.epoch, **finite, seconds=seconds, samples=samples, rules=rules
+        )
+        with Path(runner.work_dir, VALIDATION_FILE).open('a', encoding='utf-8') as file:
             file.write(json.dumps(line) + '\n')
 
 

@@ -1,6 +1,6 @@
 """Looking at answers: generation in batches, metrics."""
 
-from vlmtune.evaluation.evaluator import Evaluator, is_better
+from vlmtune.evaluation.evaluator import Evaluator
 from vlmtune.evaluation.generation import generate, stop_tokens
 from vlmtune.evaluation.metrics import (
     anls,
@@ -29,7 +29,6 @@ __all__ = [
     'chrf',
     'exact_match',
     'generate',
-    'is_better',
     'multiple_choice',
     'open_questions',
     'predict',

@@ -64,6 +64,14 @@ class Asker:
     seed: int
     rank: int
     gather: Gather | None
+    should_stop: Callable[[], bool] | None = None
+
+    def stops(self) -> bool:
+        """Whether to ask nothing more; where ranks call the model together, all stop with the first."""
+        if self.should_stop is None:
+            return False
+        stop = self.should_stop()
+        return stop if self.gather is None else any(self.gather(stop))
 
     def load(self, batch: Batch) -> tuple[dict[str, Tensor], dict[int, DataError]]:
         """The inputs of a batch; blank images stand for those that turn out to be broken."""

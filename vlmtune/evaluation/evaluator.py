@@ -2,20 +2,47 @@
 
 import inspect
 import math
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
 
 from mmengine.config.lazy import LazyObject
 from transformers import GenerationConfig
 
-from vlmtune.evaluation.metrics import METRICS, PACKAGES
-from vlmtune.utils.errors import ConfigError
+from vlmtune.evaluation.metrics import LESS_IS_BETTER, METRICS, PACKAGES
+from vlmtune.evaluation.stopping import as_stop_strings
+from vlmtune.utils.errors import ConfigError, UserError
 from vlmtune.utils.extras import need
 from vlmtune.utils.suggest import did_you_mean
 
-_LESS = ('loss', 'cer', 'wer', 'perplexity')
+Rule: TypeAlias = Literal['greater', 'less']
+"""Which of two values of a score is the better one."""
+
 _SUPPLIED = ('samples', 'processor')
+_POSITIVE_INTEGER = (lambda value: isinstance(value, int) and value >= 1), 'a positive integer'
+_ABOVE_0 = (lambda value: value > 0), 'a number above 0'
+_SHARE = (lambda value: 0 <= value <= 1), 'a number from 0 to 1'
+_RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = dict(
+    max_new_tokens=_POSITIVE_INTEGER,
+    num_beams=_POSITIVE_INTEGER,
+    temperature=_ABOVE_0,
+    repetition_penalty=_ABOVE_0,
+    top_p=((lambda value: 0 < value <= 1), 'a number above 0 and at most 1'),
+    top_k=((lambda value: isinstance(value, int) and value >= 0), '0 (no limit) or a positive integer'),
+    min_p=_SHARE,
+    no_repeat_ngram_size=((lambda value: isinstance(value, int) and value >= 0), '0 or a positive integer'),
+)
+"""Settings of ``generate`` about which transformers itself only warns, or fails in the middle of an answer."""
+_NOT_FREE = dict(
+    eos_token_id='answers end where the chat template ends a turn; add stop_strings for other ends',
+    pad_token_id='it is the one of the tokenizer',
+    max_length='it would count the prompt too; set max_new_tokens',
+    num_return_sequences='a question has one answer; remove it',
+    return_dict_in_generate='only texts are read; remove it',
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +51,17 @@ class _Metric:
     function: Callable[..., Any]
     options: dict[str, Any]
     supplied: tuple[str, ...]
+    rule: Rule | None
+
+    @property
+    def lead(self) -> str:
+        """What the names of its scores begin with, where it gives several."""
+        return '' if self.name == getattr(self.function, '__name__', None) else f'{self.name}_'
+
+    @property
+    def is_one_number(self) -> bool:
+        """Whether it says that it returns one number; if not, it may name its scores itself."""
+        return inspect.signature(self.function).return_annotation is float
 
 
 class Evaluator:
@@ -31,10 +69,12 @@ class Evaluator:
 
     Args:
         metrics: each ``dict(type=function, **options)``, a function, or the name of a built-in one. ``name=`` calls its
-            score otherwise, so that one function can stand there twice.
+            score otherwise, so that one function can stand there twice; ``rule='less'`` or ``'greater'`` says which
+            value of a function of your own is the better one.
         generation: settings of transformers' ``generate``, for example ``dict(max_new_tokens=64)``.
         reference_key: the key of a row that holds what is right, a text or a list of texts; None: the last answer.
         processor: of the model; for metrics with an argument of that name.
+        at: the key of the config under which all this stands, for messages.
 
     Raises:
         ConfigError: a metric is none, its package is missing, two have one name, or ``generate`` has no such setting.
@@ -47,15 +87,19 @@ class Evaluator:
         reference_key: str | None = None,
         *,
         processor: Any = None,
+        at: str = '',
     ) -> None:
+        self._at = at and f'{at}.'
         if isinstance(metrics, str | Mapping) or callable(metrics):
             metrics = [metrics]
-        self.metrics = [_metric(given, where=f'metrics[{i}]') for i, given in enumerate(metrics)]
+        self.metrics = [_metric(given, where=f'{self._at}metrics[{i}]') for i, given in enumerate(metrics)]
         names = [metric.name for metric in self.metrics]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ConfigError(f'metrics: two are called {twice[0]!r}; give one of them a name="..." of its own')
+            raise ConfigError(
+                f'{self._at}metrics: two are called {twice[0]!r}; give one of them a name="..." of its own'
+            )
         self.generation = dict(generation or {})
-        check_generation(self.generation, where='generation')
+        check_generation(self.generation, where=f'{self._at}generation')
         self.reference_key = reference_key
         self.processor = processor
 
@@ -66,39 +110,75 @@ class Evaluator:
             rows: as in predictions.jsonl; read are ``prediction``, ``references``, and whatever the metrics look at.
 
         Raises:
-            ConfigError: there are metrics and no row has a reference, or a metric does not give a number.
+            ConfigError: there are metrics and no row has a reference, or a metric gives no number.
         """
         if not self.metrics:
             return {}
+        self.check_references([row['references'] for row in rows])
         scored = [row for row in rows if row['references']]
-        if not scored:
-            key = 'an answer in its last turn' if self.reference_key is None else f'the key {self.reference_key!r}'
-            raise ConfigError(
-                f'metrics: none of {len(rows)} rows has {key} to compare with; '
-                'set reference_key to the key that holds what is right, or remove the metrics'
-            )
         found: dict[str, float] = {}
         for metric in self.metrics:
-            for name, value in self._call(metric, scored).items():
+            scores = self._call(metric, scored)
+            if not scores:
+                raise ConfigError(f'the metric {metric.name} found nothing to score in any of {len(scored)} rows')
+            for name, value in scores.items():
                 if name in found:
-                    raise ConfigError(f'metrics: two give a score {name!r}; give one of them a name="..." of its own')
-                found[name] = value
+                    raise ConfigError(
+                        f'{self._at}metrics: two give a score {name!r}; give one of them a name="..." of its own'
+                    )
+                found[name] = _number(value, f'{metric.name}: {name}' if name != metric.name else name)
         return found
 
-    def row_scores(self, row: Mapping[str, Any]) -> dict[str, float]:
-        """What ``scores`` would be for this row alone; empty where it has no references."""
-        return self.scores([row]) if row['references'] else {}
+    def check_references(self, references: Sequence[Sequence[str]]) -> None:
+        """Tell, better before anything is asked, that there is nothing to compare answers with.
 
-    def _call(self, metric: _Metric, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        Args:
+            references: of each row.
+
+        Raises:
+            ConfigError: there are metrics, and no row has a reference.
+        """
+        if self.metrics and not any(references):
+            key = 'an answer in its last turn' if self.reference_key is None else f'the key {self.reference_key!r}'
+            raise ConfigError(
+                f'{self._at}metrics: none of {len(references)} rows has {key} to compare with; '
+                'set reference_key to the key that holds what is right, or remove the metrics'
+            )
+
+    def rule_of(self, name: str) -> Rule | None:
+        """Which of two values of a score is the better one: built-in metrics know, others have a ``rule``, or none."""
+        if name == 'loss':
+            return 'less'
+        rules = {metric.rule for metric in self.metrics if metric.name == name} or {
+            metric.rule for metric in self.metrics if not metric.is_one_number and name.startswith(metric.lead)
+        }
+        return rules.pop() if len(rules) == 1 else None
+
+    def row_scores(self, row: Mapping[str, Any]) -> dict[str, float]:
+        """What ``scores`` would be for this row alone, where that is a number; empty without references."""
+        found: dict[str, float] = {}
+        for metric in self.metrics if row['references'] else ():
+            with suppress(UserError):  # a correlation, say, needs several rows
+                for name, value in self._call(metric, [row]).items():
+                    with suppress(UserError):
+                        found[name] = _number(value, name)
+        return found
+
+    def _call(self, metric: _Metric, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Named by the metric; several numbers of one metric by their own names, behind its ``name=`` if it has one."""
         supplied = dict(samples=rows, processor=self.processor)
         options = metric.options | {name: supplied[name] for name in metric.supplied}
         predictions = [str(row['prediction']) for row in rows]
-        value = metric.function(predictions, [list(row['references']) for row in rows], **options)
+        references = [list(row['references']) for row in rows]
+        try:
+            value = metric.function(predictions, references, **options)
+        except UserError:
+            raise
+        except Exception as error:  # it may be the user's own
+            raise ConfigError(f'the metric {metric.name} failed: {_in_words(error)}') from error
         if not isinstance(value, Mapping):
-            return {metric.name: _number(value, metric.name)}
-        lead = '' if metric.name == metric.function.__name__ else f'{metric.name}_'
-        return {f'{lead}{name}': _number(number, f'{metric.name}: {name}') for name, number in value.items()}
+            return {metric.name: value}
+        return {f'{metric.lead}{name}': number for name, number in value.items()}
 
 
 def check_generation(settings: Mapping[str, Any], *, where: str) -> None:
@@ -115,31 +195,43 @@ def check_generation(settings: Mapping[str, Any], *, where: str) -> None:
     for name in settings:
         if name not in known:
             raise ConfigError(f'{where}: generate() has no setting {name!r}{did_you_mean(name, known)}')
+        if name in _NOT_FREE and settings[name] is not None:
+            raise ConfigError(f'{where}: {name} cannot be set: {_NOT_FREE[name]}')
+        holds, expected = _RANGES.get(name, (None, ''))
+        if holds is not None and settings[name] is not None and not _holds(holds, settings[name]):
+            raise ConfigError(f'{where}: {name}={settings[name]!r}; expected {expected}')
+    as_stop_strings(settings.get('stop_strings') or (), name=f'{where}.stop_strings')
     try:
         GenerationConfig(**settings)
     except (ValueError, TypeError) as error:
         raise ConfigError(f'{where}: {" ".join(str(error).split())}') from error
 
 
-def is_better(name: str) -> Literal['greater', 'less']:
-    """Which of two values of a score is the better one, by its name: ``'val/cer'`` -> ``'less'``."""
-    last = name.rpartition('/')[2]
-    return 'less' if any(last == less or last.endswith(f'_{less}') for less in _LESS) else 'greater'
+def _holds(condition: Callable[[Any], bool], value: Any) -> bool:
+    try:
+        return condition(value)
+    except TypeError:  # no number
+        return False
 
 
 def _metric(given: Mapping[str, Any] | Callable[..., Any] | str, *, where: str) -> _Metric:
     options: dict[str, Any] = dict(given) if isinstance(given, Mapping) else dict(type=given)
     function, name = _function(options.pop('type', None), where=where), options.pop('name', None)
     own = getattr(function, '__name__', type(function).__name__)
-    if METRICS.get(own) is function and own in PACKAGES:
+    rule, built_in = options.pop('rule', None), METRICS.get(own) is function
+    if rule not in (None, *get_args(Rule)):
+        raise ConfigError(f"{where}: rule={rule!r} is unknown; expected 'greater' or 'less'")
+    if built_in and own in PACKAGES:
         need(PACKAGES[own], extra='metrics', what=f'the metric {own}')
+    if built_in and rule is None:
+        rule = 'less' if own in LESS_IS_BETTER else 'greater'
     parameters = inspect.signature(function).parameters
     supplied = tuple(word for word in _SUPPLIED if word in parameters and word not in options)
     try:
         inspect.signature(function).bind([], [], **options, **dict.fromkeys(supplied))
     except TypeError as error:
         raise ConfigError(f'{where}: {own}(predictions, references, ...) cannot be called: {error}') from error
-    return _Metric(str(name or own), function, options, supplied)
+    return _Metric(str(name or own), function, options, supplied, rule)
 
 
 def _function(given: Any, *, where: str) -> Callable[..., Any]:
@@ -154,6 +246,13 @@ def _function(given: Any, *, where: str) -> Callable[..., Any]:
     if not callable(function):
         raise ConfigError(f'{where}: expected dict(type=<function>, ...), got type={function!r}')
     return function
+
+
+def _in_words(error: Exception) -> str:
+    """What went wrong, and the line where: ``KeyError: 'boxes' (own_metrics.py:12)``."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    said = ' '.join(f'{type(error).__name__}: {error}'.split())
+    return f'{said} ({Path(last.filename).name}:{last.lineno})'
 
 
 def _number(value: Any, name: str) -> float:

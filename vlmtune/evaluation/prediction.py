@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,9 @@ def predict(
     world_size: int = 1,
     gather: Gather | None = None,
     synced: bool = False,
-) -> list[PredictionRow]:
+    should_stop: Callable[[], bool] | None = None,
+    tell: Callable[[Exception], None] | None = None,
+) -> list[PredictionRow] | None:
     """Ask the model; every rank calls it. Mode and random generators are as before afterwards.
 
     Batches are made of questions of like length, and never of some with and some without images. They do not depend on
@@ -58,10 +60,12 @@ def predict(
         seed: what sampling draws is a function of it and the batch.
         rank, world_size, gather: of the run; ``gather`` is needed where there are several ranks.
         synced: all ranks make the same number of calls to the model, because each holds a piece of every weight.
+        should_stop: asked before every batch; what is answered until it says True is kept for the next run.
+        tell: called with what this rank fails with, at once: the others may answer on for longer than it can wait.
 
     Returns:
         On the first rank one row per question, in order; nothing on the others. Rows that turned out to be bad are not
-        among them but in ``questions.bad``.
+        among them but in ``questions.bad``. None on all ranks if any was stopped.
 
     Raises:
         DataError: an image is broken and may not be, or too many are.
@@ -79,13 +83,18 @@ def predict(
     if done:
         logger.info('%d of %d questions were answered before', len(done), len(questions))
     rounds = deal(questions, done, batch_size=batch_size, world_size=world_size)
-    asker = Asker(model, processor, questions, settings, seed, rank, gather if synced else None)
+    asker = Asker(model, processor, questions, settings, seed, rank, gather if synced else None, should_stop)
     rows: list[PredictionRow] = []
     failure = attempt(lambda: rows.extend(_answer_all(asker, rounds, kept, autocast_dtype=autocast_dtype)))
+    if failure is not None and tell is not None:
+        tell(failure)
     kept.close()
-    gathered = gather((None if failure is None else str(failure), rows))
-    raise_first([failure if i == rank else text for i, (text, _) in enumerate(gathered)], rank=rank)
-    for _, others in gathered:
+    is_whole = len(rows) == sum(len(batches[rank].questions) for batches in rounds if rank < len(batches))
+    gathered = gather((None if failure is None else str(failure), rows, is_whole))
+    raise_first([failure if i == rank else text for i, (text, *_) in enumerate(gathered)], rank=rank)
+    if not all(whole for *_, whole in gathered):
+        return None
+    for _, others, _ in gathered:
         done |= {row['index']: row for row in others}
     ordered, bad = _sorted_out(done, questions)
     _tell(attempt(lambda: kept.finish(ordered, bad=bad)) if rank == 0 else None, rank=rank, gather=gather)
@@ -138,6 +147,8 @@ def _answer_all(
     with answering(asker.model, autocast_dtype=autocast_dtype), ThreadPoolExecutor(1) as loading:
         coming: Future | None = loading.submit(asker.load, mine[0][0]) if mine else None
         for i, (batch, own) in enumerate(mine):
+            if asker.stops():
+                return
             started = time.perf_counter()
             assert coming is not None
             loaded = take_loaded(coming, asker, batch)

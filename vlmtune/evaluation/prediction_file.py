@@ -5,13 +5,18 @@ all is answered, the rows stand in the file itself, in the order of the question
 """
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from vlmtune.utils.disk import replace_text
 from vlmtune.utils.errors import CheckpointError
 
+logger = logging.getLogger(__name__)
+
+_SCORES = 'metrics.json'  # what ``vlmtune test`` writes beside the rows
 PredictionRow: TypeAlias = dict[str, Any]
 """One answer: index, where, question, images, image_sizes ([[width, height]]), references, prediction, prompt_tokens,
 image_tokens, output_tokens, seconds, finish ('stop' or 'length') and scores ({metric: number}).
@@ -25,7 +30,8 @@ class PredictionFile:
 
     Args:
         path: where the rows end up.
-        fingerprint: of questions, settings and model; what was written under another one is not looked at.
+        fingerprint: of questions, settings and model; what was written under another one is not looked at;
+            if it was finished, it moves to ``earlier_1``, ``earlier_2``, ... beside the file.
     """
 
     def __init__(self, path: Path, *, fingerprint: str) -> None:
@@ -54,6 +60,7 @@ class PredictionFile:
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._keep_finished()
             others = self._parts()
             _write_anew(self._part_of(0), [self._head, *rows])
             for old in (self._about, self.path, *others):
@@ -61,6 +68,18 @@ class PredictionFile:
                     old.unlink(missing_ok=True)
         except OSError as error:
             raise self._unwritable(error) from error
+
+    def _keep_finished(self) -> None:
+        fingerprint = next(_read_lines(self._about), {}).get('fingerprint')
+        if fingerprint in (None, self.fingerprint) or not self.path.is_file():
+            return
+        folders = (self.path.with_name(f'earlier_{i}') for i in count(1))
+        folder = next(folder for folder in folders if not folder.exists())
+        folder.mkdir()
+        for file in (self.path, self._about, self.path.with_name(_SCORES)):
+            if file.is_file():
+                file.rename(folder / file.name)
+        logger.warning('%s: answers of another model, or to other questions, were there; now in %s', self.path, folder)
 
     def open_part(self, rank: int) -> None:
         """Add to the part of this rank from now on.

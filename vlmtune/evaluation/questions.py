@@ -1,14 +1,14 @@
 """Rows of a data set as questions: what the model is asked, and what it should say."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
-from vlmtune.config.targets import find_target
-from vlmtune.data import MixedDataset, Processor, SupervisedDataset
+from vlmtune.data import Processor
 from vlmtune.data.boxes import write_boxes
-from vlmtune.data.downloads import download, image_root
+from vlmtune.data.dataset_configs import members, open_rows
+from vlmtune.data.downloads import download
 from vlmtune.data.images import Root, read_image_size
 from vlmtune.data.map_fns.turns import questions_allowed
 from vlmtune.data.parallel import default_workers, map_chunks
@@ -16,11 +16,9 @@ from vlmtune.data.sample_table import BadSample
 from vlmtune.data.sources import where
 from vlmtune.registry import build_callable
 from vlmtune.structures import Conversation, ImageRef, Sample
-from vlmtune.utils.errors import ConfigError, DataError
+from vlmtune.utils.errors import DataError
 
 logger = logging.getLogger(__name__)
-
-_HANDED_ON = ('cache_dir', 'planning_workers')  # by a mixture to its members
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class Questions(Sequence[Question]):
         questions: of the rows that can be asked.
         bad: the rows that cannot.
         on_bad_sample: 'error' or 'skip', as in training: what becomes of rows that cannot be asked.
-        bad_sample_budget: with 'skip', the share of rows that may be bad.
+        bad_sample_budget: with 'skip', the share of rows that may be bad; above 0, one row always may.
 
     Raises:
         DataError: more rows are bad than may be, or none is left.
@@ -116,7 +114,8 @@ class Questions(Sequence[Question]):
         if problem.index in self._bad:
             return
         self._bad[problem.index] = problem
-        if len(self._bad) > self.bad_sample_budget * self.row_count:
+        share = self.bad_sample_budget * self.row_count
+        if len(self._bad) > (max(share, 1) if share else 0):  # of few rows, one
             raise DataError(
                 f'{len(self._bad)} of {self.row_count} rows are bad, more than '
                 f'bad_sample_budget={self.bad_sample_budget}; the last is {text}'
@@ -124,7 +123,12 @@ class Questions(Sequence[Question]):
 
 
 def open_questions(
-    dataset: Mapping[str, Any], processor: Processor, *, reference_key: str | None = None, limit: int | None = None
+    dataset: Mapping[str, Any],
+    processor: Processor,
+    *,
+    reference_key: str | None = None,
+    limit: int | None = None,
+    cache_dir: str | None = None,
 ) -> Questions:
     """The rows of a data set as questions; nothing is planned and no pixel is decoded.
 
@@ -136,52 +140,29 @@ def open_questions(
         processor: of the model.
         reference_key: the field of a row that holds its reference, or a list of them; None: the last answer.
         limit: ask only the first rows.
+        cache_dir: ``plan_cache_dir`` of the config; images of URLs are kept beside it.
 
     Raises:
         ConfigError: a data set of another class.
         DataError: a file or an image folder is not there, or rows are bad and may not be.
     """
     found: list[Question | BadSample] = []
-    members = list(_members(dataset))
-    for settings in members:
+    parts = list(members(dataset, cache_dir=cache_dir))
+    for settings in parts:
         room = None if limit is None else limit - len(found)
         found += _open_member(settings, processor, reference_key=reference_key, limit=room, first=len(found))
     return Questions(
         [one for one in found if isinstance(one, Question)],
         bad=[one for one in found if isinstance(one, BadSample)],
-        on_bad_sample='skip' if all(m.get('on_bad_sample') == 'skip' for m in members) else 'error',
-        bad_sample_budget=max(m.get('bad_sample_budget', 0.01) for m in members),
+        on_bad_sample='skip' if all(part.get('on_bad_sample') == 'skip' for part in parts) else 'error',
+        bad_sample_budget=max(part.get('bad_sample_budget', 0.01) for part in parts),
     )
-
-
-def _members(dataset: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    if _is_a(dataset, MixedDataset):
-        shared = {key: dataset[key] for key in _HANDED_ON if key in dataset}
-        for member in dataset['datasets']:
-            yield from _members({**shared, **member})
-    elif _is_a(dataset, SupervisedDataset):
-        yield dict(dataset)
-    else:
-        kind = find_target(dataset.get('type'), must_exist=True)
-        raise ConfigError(
-            f'dataset: rows of a {getattr(kind, "__name__", kind)} cannot be asked; expected a SupervisedDataset, or a '
-            'MixedDataset of some'
-        )
-
-
-def _is_a(dataset: Mapping[str, Any], expected: type) -> bool:
-    kind = find_target(dataset.get('type'), must_exist=True)
-    return isinstance(kind, type) and issubclass(kind, expected)
 
 
 def _open_member(
     settings: Mapping[str, Any], processor: Processor, *, reference_key: str | None, limit: int | None, first: int
 ) -> list[Question | BadSample]:
-    rows = settings['rows']
-    rows = build_callable(rows)() if isinstance(rows, Mapping) else rows
-    root = image_root(
-        settings.get('image_folder'), url_hosts=settings.get('url_hosts', ()), cache_dir=settings.get('cache_dir')
-    )
+    rows, root = open_rows(settings)
     ask = _Asker(rows, processor, build_callable(settings['dataset_map_fn']), root, reference_key, first)
     count = len(rows) if limit is None else min(len(rows), max(limit, 0))
     workers = settings.get('planning_workers')

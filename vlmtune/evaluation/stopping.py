@@ -61,15 +61,15 @@ def stopping_criteria(
     return found
 
 
-def as_stop_strings(given: str | Sequence[str]) -> list[str]:
-    """One or several stop strings as a list.
+def as_stop_strings(given: str | Sequence[str], *, name: str = 'stop_strings') -> list[str]:
+    """One or several stop strings as a list; ``name`` is the key they stand under, for the message.
 
     Raises:
         ConfigError: one is empty, or no text.
     """
     strings = [given] if isinstance(given, str) else list(given)
     if wrong := [string for string in strings if not isinstance(string, str) or not string]:
-        raise ConfigError(f'stop_strings holds {wrong[0]!r}; expected texts of at least one character')
+        raise ConfigError(f'{name} holds {wrong[0]!r}; expected texts of at least one character')
     return strings
 
 

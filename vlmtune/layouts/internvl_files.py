@@ -11,7 +11,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vlmtune.layouts.sentencepiece import MODEL_FILE, fast_tokenizer
 from vlmtune.utils.errors import ModelError
-from vlmtune.utils.pretrained import load_pretrained, read_source_json, write_json
+from vlmtune.utils.json_files import write_json
+from vlmtune.utils.pretrained import load_pretrained, read_source_json
 
 CONTEXT_TOKEN = '<IMG_CONTEXT>'
 _START_TOKEN, _END_TOKEN, _VIDEO_TOKEN = '<img>', '</img>', '<video>'

@@ -9,7 +9,8 @@ from transformers import AutoImageProcessor, AutoTokenizer, LlavaConfig, PreTrai
 from vlmtune.families import find_family
 from vlmtune.layouts.view import native_view, read_config
 from vlmtune.utils.errors import ConfigError, ModelError
-from vlmtune.utils.pretrained import load_pretrained, read_source_json, write_json
+from vlmtune.utils.json_files import write_json
+from vlmtune.utils.pretrained import load_pretrained, read_source_json
 
 if TYPE_CHECKING:
     from vlmtune.layouts.llava_parts import LlavaParts

@@ -23,7 +23,7 @@ from vlmtune.layouts.llava_files import write_files
 from vlmtune.layouts.llava_weights import check_pretrained, open_parts
 from vlmtune.layouts.names import Rule, rename
 from vlmtune.utils.errors import ConfigError, ModelError
-from vlmtune.utils.pretrained import write_json
+from vlmtune.utils.json_files import write_json
 
 MODEL_TYPE = 'llava_parts'
 _STRATEGIES = ('default', 'full')

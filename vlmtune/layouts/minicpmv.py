@@ -20,7 +20,8 @@ from vlmtune.layouts.names import Rule, rename
 from vlmtune.layouts.sentencepiece import fast_tokenizer
 from vlmtune.utils.errors import ModelError
 from vlmtune.utils.imports import import_name
-from vlmtune.utils.pretrained import read_source_json, write_json
+from vlmtune.utils.json_files import write_json
+from vlmtune.utils.pretrained import read_source_json
 
 _NEEDED = (
     'vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads scale_emb scale_depth '

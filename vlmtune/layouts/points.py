@@ -19,7 +19,8 @@ from vlmtune.layouts.layout import Layout
 from vlmtune.layouts.names import Rule, rename
 from vlmtune.utils.errors import ModelError
 from vlmtune.utils.imports import import_name
-from vlmtune.utils.pretrained import read_source_json, write_json
+from vlmtune.utils.json_files import write_json
+from vlmtune.utils.pretrained import read_source_json
 
 _TOKENIZER_FILES = ('tokenizer.json', 'vocab.json', 'merges.txt', 'added_tokens.json', 'special_tokens_map.json')
 _IMAGE_TOKEN = '<|image_pad|>'

@@ -135,7 +135,9 @@ def load_model(
         if layout is None:
             if refuse_unknown and (folder := Path(name_or_path).expanduser()).is_dir():
                 open_weights(folder)  # names the file that is missing or broken
-            model, info = load_pretrained(auto_class(family), name_or_path, **options, **source, **_WITH_REPORT)
+            model, info = load_pretrained(
+                auto_class(family), name_or_path, has_weights=True, **options, **source, **_WITH_REPORT
+            )
             refuse_misfit(name_or_path, info, kinds=_KINDS if refuse_unknown else ('missing_keys', 'mismatched_keys'))
         else:
             folder = find_folder(name_or_path, revision=revision)

@@ -1,7 +1,7 @@
 """A hub on this machine: it speaks as much of the Hugging Face hub's HTTP as pulling and pushing a model takes.
 
 Its address goes into HF_ENDPOINT. Repositories are folders, a revision is always ``main``, and large files come by the
-LFS protocol in one part. Whoever writes needs the key.
+LFS protocol in one part. Whoever writes needs the key, or for a large file the signed address that the key has got.
 """
 
 import base64
@@ -34,6 +34,7 @@ class FakeHub(ThreadingHTTPServer):
     def __init__(self, root: Path, *, key: str) -> None:
         super().__init__(('127.0.0.1', 0), _Handler)
         self.root, self.key = root, key
+        self.signature = hashlib.sha256(key.encode()).hexdigest()  # of addresses for large files
         self.asked: list[str] = []
         self.private: set[str] = set()
         (root / 'lfs').mkdir(parents=True, exist_ok=True)
@@ -93,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.asked.append(f'{self.command} /{path}')
         body = self.rfile.read(int(self.headers.get('Content-Length') or 0))
         parts = path.split('/')
-        if self.command == 'POST' and self.headers.get('Authorization') != f'Bearer {self.server.key}':
+        if not self._may():
             self._send(401, dict(error='Invalid credentials in Authorization header'))
         elif parts == ['']:
             self._send(200, {})
@@ -108,6 +109,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._file(self.server.root.joinpath(*parts[:2], *parts[4:]))
         else:
             self._send(404, dict(error=f'no {path}'))
+
+    def _may(self) -> bool:
+        if self.command == 'PUT':
+            return self.path.endswith(f'?signature={self.server.signature}')
+        return self.command != 'POST' or self.headers.get('Authorization') == f'Bearer {self.server.key}'
 
     def _api(self, parts: list[str], body: bytes) -> None:
         if parts == ['repos', 'create']:
@@ -145,8 +151,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, url)
 
     def _batch(self, wanted: dict[str, Any]) -> None:
+        place, signed = f'{self.server.address}/lfs', f'?signature={self.server.signature}'
         actions = [
-            {**thing, 'actions': dict(upload=dict(href=f'{self.server.address}/lfs/{thing["oid"]}'))}
+            {**thing, 'actions': dict(upload=dict(href=f'{place}/{thing["oid"]}{signed}'))}
             for thing in wanted['objects']
         ]
         self._send(200, dict(transfer='basic', objects=actions), kind='application/vnd.git-lfs+json')

@@ -1,9 +1,8 @@
 """Loading from a folder or a hub, with failures that a user understands."""
 
-import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -14,15 +13,15 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError
 from transformers.utils import cached_file
 
-from vlmtune.utils.errors import ConfigError, ModelError
+from vlmtune.utils.errors import ConfigError, ModelError, UserError
 from vlmtune.utils.hub import first_line, hub_answers, is_modelscope, modelscope_folder, why_no_answer
+from vlmtune.utils.json_files import read_object
 from vlmtune.utils.safe_torch import check_legacy
 
 NO_WEIGHTS = ('*.json', '*.jinja', '*.model', '*.txt')
 """Patterns of the files of a model that are read before its weights are."""
 
 _COMMIT = re.compile('[0-9a-f]{40}')
-_MOST_BYTES = 1 << 28  # of a json file; the largest tokenizer.json known has 33 million
 # Of transformers and what it uses, on files that are broken or meant to harm.
 # ImportError: a package that a setting asks for, or code that is not run.
 FAILURES = (
@@ -78,13 +77,20 @@ def _is_cached(hub_id: str, revision: str | None) -> bool:
 
 
 def load_pretrained(
-    auto_class: Any, name_or_path: str, *, trust_remote_code: bool = False, revision: str | None = None, **kwargs: Any
+    auto_class: Any,
+    name_or_path: str,
+    *,
+    has_weights: bool = False,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    **kwargs: Any,
 ) -> Any:
     """``auto_class.from_pretrained(name_or_path)``.
 
     Args:
         auto_class: of transformers.
         name_or_path: a folder or a hub id.
+        has_weights: whether it reads weights, and not only what is beside them.
         trust_remote_code: run the Python files of the model, if it has some. They can do whatever the user can.
         revision: of a hub id: a commit, a branch or a tag; a commit of 40 digits where code is run.
         kwargs: of ``from_pretrained``.
@@ -93,7 +99,6 @@ def load_pretrained(
         ModelError: the folder or hub id cannot be read.
         ConfigError: code of a hub id would be run whose commit is not named.
     """
-    has_weights = auto_class.__name__.startswith('AutoModel')
     patterns = None if has_weights else NO_WEIGHTS
     path = check_source(name_or_path, trust_remote_code=trust_remote_code, revision=revision, patterns=patterns)
     if has_weights and os.path.isdir(path):
@@ -135,37 +140,32 @@ def read_source_json(source: str, name: str, *, revision: str | None = None) -> 
     )
     if found is None:
         return None
-    if (size := os.path.getsize(found)) > _MOST_BYTES:
-        raise ModelError(f'{found} has {size:,} bytes, more than any model needs; copy it again')
-    try:
-        content = json.loads(Path(found).read_text('utf-8'))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f'{found} is no json: {str(error)[:160]}') from error
-    if not isinstance(content, dict):
-        raise ModelError(f'{found} holds a {type(content).__name__}, expected an object')
-    return content
+    return read_object(Path(found), error=ModelError)
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a json file, its keys in order; dtypes become their names."""
-    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, default=str)
-    path.write_text(text + '\n', 'utf-8')
-
-
-def find_folder(name_or_path: str, *, revision: str | None = None, patterns: Sequence[str] | None = None) -> Path:
+def find_folder(
+    name_or_path: str,
+    *,
+    revision: str | None = None,
+    patterns: Sequence[str] | None = None,
+    what: str = 'model',
+    error: Callable[[str], UserError] = ModelError,
+) -> Path:
     """The folder of a model: a local one, or that of a hub id, which is downloaded.
 
     Args:
         name_or_path: a folder or a hub id.
         revision: of a hub id.
         patterns: of the files that are wanted; None: all of them.
+        what: is looked for, for the message.
+        error: class to raise.
 
     Raises:
-        ModelError: there is none.
+        UserError: there is none; of the class ``error``.
     """
     if is_modelscope(name_or_path):
         wanted = tuple(patterns) if patterns else None
-        return Path(modelscope_folder(name_or_path, revision=revision, patterns=wanted))
+        return Path(modelscope_folder(name_or_path, revision=revision, patterns=wanted, error=error))
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         return path
@@ -178,9 +178,9 @@ def find_folder(name_or_path: str, *, revision: str | None = None, patterns: Seq
                 local_files_only=not hub_answers(),
             )
         )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as failure:
         why = '' if hub_answers() else f' ({why_no_answer()})'
-        raise ModelError(f'no model {name_or_path}: neither a folder nor found on the hub{why}') from error
+        raise error(f'no {what} {name_or_path}: neither a folder nor found on the hub{why}') from failure
 
 
 def _check_pickles(folder: Path) -> None:

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from vlmtune.utils.errors import ConfigError
-from vlmtune.verbs.options import add_verb, positive
+from vlmtune.verbs.options import add_verb, given, positive
 
 _LEFT_OUT = {
     'lagent': 'lagent agents answer without the images of this chat; serve the model (`vlmtune serve`), which lagent '
@@ -70,8 +70,4 @@ def run_chat(arguments: argparse.Namespace) -> None:
             raise ConfigError(f'--{name.replace("_", "-")} is left out: {reason}')
     from vlmtune.apps.chat import chat
 
-    names = ['adapter', 'llava', 'visual_encoder', 'visual_select_layer', 'images', 'prompt', 'system']
-    names += ['system_template', 'prompt_template', 'bot_name', 'examples', 'stop_words', 'no_streamer']
-    names += ['max_new_tokens', 'temperature', 'top_p', 'top_k', 'repetition_penalty', 'seed', 'bits']
-    names += ['offload_folder', 'boxes', 'draw_boxes']
-    chat(arguments.model, **{name: getattr(arguments, name) for name in names})
+    chat(**given(arguments, *_LEFT_OUT))

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from vlmtune.apps.export.output_folder import check_output, check_shard_size
 from vlmtune.utils.errors import ConfigError
 from vlmtune.verbs.options import add_verb, positive
 
@@ -28,7 +29,7 @@ def add_to(verbs: Any) -> None:
     verb.add_argument('--method', choices=('awq', 'gptq'), required=True, help='whose files to write')
     verb.add_argument('--data', metavar='CONFIG', help='tune the rounding on rows of its training data')
     verb.add_argument('--samples', type=positive, default=128, help='rows of those (128)')
-    verb.add_argument('--max-length', type=positive, default=2048, help='tokens of a row (2048)')
+    verb.add_argument('--max-length', type=positive, default=2048, help='tokens that rows are joined to (2048)')
     verb.add_argument('--group-size', type=positive, default=128, help='weights that share a scale (128)')
 
 
@@ -47,18 +48,26 @@ def _add_export_options(verb: argparse.ArgumentParser, *, formats: tuple[str, ..
     )
 
 
+def _check(arguments: argparse.Namespace) -> None:
+    """Before the slow imports: what needs no model to be refused."""
+    check_shard_size(arguments.max_shard_size)
+    check_output(arguments.output)
+
+
 def run_pth_to_hf(arguments: argparse.Namespace) -> None:
+    _check(arguments)
     from vlmtune.apps.export.convert import pth_to_hf
 
     pth_to_hf(arguments.config, arguments.checkpoint, arguments.output, **_export_options(arguments))
 
 
 def run_merge(arguments: argparse.Namespace) -> None:
+    if arguments.is_clip and arguments.file_format is not None:
+        raise ConfigError('--is-clip writes the names of the base; leave --format out')
+    _check(arguments)
     if arguments.is_clip:
         from vlmtune.apps.export.merge_clip import merge_clip
 
-        if arguments.file_format is not None:
-            raise ConfigError('--is-clip writes the names of the base; leave --format out')
         sizes = dict(max_shard_size=arguments.max_shard_size, dtype=arguments.dtype)
         merge_clip(arguments.base, arguments.adapter, arguments.output, **sizes)
         return
@@ -68,6 +77,7 @@ def run_merge(arguments: argparse.Namespace) -> None:
 
 
 def run_quantize(arguments: argparse.Namespace) -> None:
+    check_output(arguments.output)
     from vlmtune.apps.export.quantize import quantize
 
     names = ('method', 'data', 'samples', 'max_length', 'group_size')

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from vlmtune.verbs.options import add_verb, positive
+from vlmtune.verbs.options import add_verb, given, port, positive
 
 
 def add_to(verbs: Any) -> None:
@@ -23,18 +23,10 @@ def add_to(verbs: Any) -> None:
     verb.add_argument('--max-new-tokens', type=positive, default=512, metavar='N')
     verb.add_argument('--bits', type=int, choices=(4, 8), help='load quantised')
     verb.add_argument('--host', default='127.0.0.1', metavar='H', help='address to listen on (127.0.0.1)')
-    verb.add_argument('--port', type=_port, default=7860, metavar='P', help='7860; 0: any that is free')
-
-
-def _port(text: str) -> int:
-    number = int(text) if text.isdecimal() else -1
-    if not 0 <= number <= 65535:
-        raise argparse.ArgumentTypeError(f'expected a port, 0 to 65535, got {text!r}')
-    return number
+    verb.add_argument('--port', type=port, default=7860, metavar='P', help='7860; 0: any that is free')
 
 
 def run_demo(arguments: argparse.Namespace) -> None:
     from vlmtune.apps.demo import demo
 
-    names = ['adapter', 'compare', 'examples', 'system', 'max_new_tokens', 'bits', 'host', 'port']
-    demo(arguments.model, **{name: getattr(arguments, name) for name in names})
+    demo(**given(arguments))

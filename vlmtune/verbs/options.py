@@ -24,6 +24,11 @@ def add_overrides(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def given(arguments: argparse.Namespace, *left_out: str) -> dict[str, Any]:
+    """What a command line holds for its verb alone, by the names of the options, ``left_out`` aside."""
+    return {name: value for name, value in vars(arguments).items() if name not in ('run', 'debug', *left_out)}
+
+
 def positive(text: str) -> int:
     """The type of an option that counts.
 
@@ -33,4 +38,16 @@ def positive(text: str) -> int:
     number = int(text) if text.isdecimal() else 0
     if number < 1:
         raise argparse.ArgumentTypeError(f'expected a positive integer, got {text!r}')
+    return number
+
+
+def port(text: str) -> int:
+    """The type of an option that names a port.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    number = int(text) if text.isdecimal() else -1
+    if not 0 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f'expected a port, 0 to 65535, got {text!r}')
     return number

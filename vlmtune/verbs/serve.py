@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from vlmtune.verbs.options import add_verb, positive
+from vlmtune.verbs.options import add_verb, given, port, positive
 
 
 def add_to(verbs: Any) -> None:
@@ -12,7 +12,7 @@ def add_to(verbs: Any) -> None:
     verb.add_argument('directory', metavar='DIR', help='a model that vlmtune convert wrote')
     verb.add_argument('--engine', choices=('transformers', 'vllm'), default='transformers', help='(transformers)')
     verb.add_argument('--host', default='127.0.0.1', metavar='H', help='to listen on (127.0.0.1: this machine only)')
-    verb.add_argument('--port', type=positive, default=8000, metavar='N', help='to listen on (8000)')
+    verb.add_argument('--port', type=port, default=8000, metavar='N', help='to listen on (8000)')
     verb.add_argument('--config', metavar='CONFIG', help='of the run: vLLM gets the limits of its longest sample')
     verb.add_argument('--max-new-tokens', type=positive, default=512, metavar='N', help='room for an answer (512)')
     verb.add_argument('--no-check', action='store_false', dest='check', help='do not look at the export first')
@@ -30,5 +30,4 @@ def add_to(verbs: Any) -> None:
 def run_serve(arguments: argparse.Namespace) -> int:
     from vlmtune.apps.serve import serve
 
-    names = ('engine', 'host', 'port', 'config', 'max_new_tokens', 'check', 'show', 'options')
-    return serve(arguments.directory, **{name: getattr(arguments, name) for name in names})
+    return serve(**given(arguments))

@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerFast
 
 from vlmtune.apps.chat.answering import Answerer, generation_settings, load_answerer
 from vlmtune.apps.chat.pieces import PieceStreamer
-from vlmtune.apps.export.convert import pth_to_hf
 from vlmtune.data import Processor
 from vlmtune.evaluation import generate
 from vlmtune.models import load_model
@@ -127,21 +126,6 @@ def test_a_conversation_may_not_be_longer_than_the_model_takes(talker):
         talker.answer(ask(fits + 'aaa'))
 
 
-# ---- adapters
-
-
-def test_the_base_answers_without_its_adapter_and_the_adapter_again_afterwards(trained_run, tmp_path):
-    run = trained_run('llava', llm='lora', projector='full')
-    pth_to_hf(run.config, run.checkpoint, str(tmp_path / 'adapter'))
-    answerer = load_answerer(run.base, adapter=str(tmp_path / 'adapter'))
-    plain = load_answerer(run.base)
-    with answerer.without_adapter():
-        assert torch.equal(run.logits(answerer.model), run.logits(plain.model))
-    assert (run.logits(answerer.model) - run.logits()).abs().max() == 0.0
-    with plain.without_adapter():
-        assert plain.adapted is None
-
-
 # ---- templates of bare language models
 
 
@@ -164,6 +148,10 @@ def test_a_model_without_a_chat_template_asks_for_one_before_it_is_loaded(bare, 
         load_answerer(bare)
     with pytest.raises(ConfigError, match="'chatlm' does not exist, did you mean 'chatml'"):
         load_answerer(bare, prompt_template='chatlm')
+    (tmp_path / 'adapter_config.json').write_text('{"peft_type": "LORA"}')
+    (tmp_path / 'adapter_model.safetensors').touch()
+    with pytest.raises(ConfigError, match=f'^{bare} has no chat template'):
+        load_answerer(bare, adapter=str(tmp_path))
 
 
 def test_a_named_template_ends_answers_also_where_the_tokenizer_does_not_know_its_tokens(bare):

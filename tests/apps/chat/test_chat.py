@@ -1,3 +1,4 @@
+import importlib.util
 import io
 import os
 import subprocess
@@ -100,6 +101,16 @@ def test_an_adapter_of_a_quantised_base_gets_one_unless_told_otherwise(trained_r
     assert (run.logits(eight.model) - run.logits()).abs().max() > 1e-4
 
 
+def test_a_quantised_base_that_cannot_be_had_is_told(trained_run, tmp_path, monkeypatch, caplog):
+    run = trained_run('llama', quantization='nf4', llm='lora')
+    pth_to_hf(run.config, run.checkpoint, str(tmp_path / 'adapter'))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == 'bitsandbytes' else find(name))
+    answerer = load_answerer(run.base, adapter=str(tmp_path / 'adapter'))
+    assert 'was trained on an nf4 base; without bitsandbytes answers differ' in caplog.text
+    assert not hasattr(answerer.model, 'hf_quantizer')
+
+
 @pytest.mark.parametrize(('bits', 'kind'), [(4, 'Linear4bit'), (8, 'Linear8bitLt')])
 def test_bits_quantise_the_language_model_only(llava, bits, kind):
     names = [
@@ -127,11 +138,30 @@ def test_bad_input_is_told_in_one_line(llava, tiny_model, image, tmp_path):
         (dict(model=llama, images=[image]), DataError, 'text model'),
         (dict(model=llava, bits=3), ConfigError, 'expected 4 or 8'),
         (dict(model=llava, temperature=-1.0), ConfigError, '--temperature'),
+        (dict(model=llava, temperature=float('inf')), ConfigError, '--temperature'),
+        (dict(model=llava, repetition_penalty=0), ConfigError, '--repetition-penalty 0: expected above 0'),
+        (dict(model=llava, system='half \udcff'), DataError, 'the text is not UTF-8 from its character 6 on'),
+        (dict(model=llava, prompt='\udcff'), DataError, 'the text is not UTF-8 from its character 1 on'),
     ]
     for settings, error, match in cases:
         with pytest.raises(error, match=match) as caught:
-            chat(prompt=WORDS, **settings)
+            chat(**dict(prompt=WORDS) | settings)
         assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('other', ['llama', 'qwen2_vl', 'llava_next'])
+def test_an_adapter_for_another_base_is_told_with_both_names(trained_run, tiny_model, tmp_path, other):
+    run = trained_run('llava', llm='lora', projector='full')
+    adapter, base = tmp_path / 'adapter', str(tiny_model(other))
+    pth_to_hf(run.config, run.checkpoint, str(adapter))
+    with pytest.raises(CheckpointError, match='does not fit') as caught:
+        load_answerer(base, adapter=str(adapter))
+    told = str(caught.value)
+    assert str(adapter) in told
+    assert base in told or (run.base in told and other in told)
+    assert '\n' not in told
+    assert len(told) < 700  # PEFT names every module
+    assert 'tmp/tmp' not in told  # the folder in which both lay for a moment
 
 
 def test_settings_of_generate():
@@ -189,14 +219,15 @@ def test_history_and_images_of_any_turn_reach_the_model(answerer, image, monkeyp
 
 
 def test_mistakes_do_not_end_a_chat(answerer, monkeypatch, capsys):
-    lines = ['/image nowhere.png', '/image', '/imagine', 'Hello?', '/exit', 'never asked']
+    lines = ['/image nowhere.png', '/image', '/imagine', 'half \udcff', 'Hello?', '/exit', 'never asked']
     conversations, _, err = talk(answerer, lines, monkeypatch, capsys)
     assert [conversation.messages[-1].text for conversation in conversations] == ['Hello?']
     complaints = err.splitlines()
-    assert len(complaints) == 3
+    assert len(complaints) == 4
     assert 'no image file at' in complaints[0]
     assert '/image needs a file' in complaints[1]
     assert 'no command /imagine' in complaints[2]
+    assert 'is not UTF-8' in complaints[3]
 
 
 def test_clear_forgets(answerer, image, monkeypatch, capsys):

@@ -28,7 +28,7 @@ train_dataloader = dict(dataset=dataset, pack_to_max_length=True)
 train_cfg = dict(type=TrainLoop, max_epochs=1)
 randomness = dict(seed=3)
 """
-VOID = {'meta', 'img'}
+VOID = {'meta', 'img', 'link'}
 
 
 class Page(HTMLParser):
@@ -108,7 +108,8 @@ def test_nothing_is_fetched_and_nothing_runs(tiny_data, write_config):
         picture = Image.open(io.BytesIO(base64.b64decode(content)))
         picture.load()
         assert max(picture.size) <= 400
-    assert not page.all('script') + page.all('link') + page.all('iframe')
+    assert not page.all('script') + page.all('iframe')
+    assert [attributes['href'] for _, attributes, _ in page.all('link')] == ['data:,']
     assert 'http' not in re.sub('http-equiv', '', text)
     assert "default-src 'none'" in text
 
@@ -130,6 +131,15 @@ def test_text_of_a_row_stays_text(tmp_path, write_config):
     assert shown[2].count(nasty) == 2
     (caption,) = page.all('figcaption')
     assert caption[2] == f'{name}, 1200 x 30 pixels'
+
+
+def test_secrets_of_rows_do_not_leave(tmp_path, write_config):
+    secret = 'hf_' + 'a1B2' * 8
+    turns = [{'from': 'human', 'value': '<image>'}, {'from': 'gpt', 'value': secret}]
+    Image.new('RGB', (64, 64)).save(tmp_path / f'{secret}.png')
+    (tmp_path / 'rows.json').write_text(json.dumps([{'image': f'{secret}.png', 'conversations': turns}]))
+    _, text = browse(write_config(tmp_path / 'rows.json', tmp_path))
+    assert secret not in text
 
 
 def test_a_scaled_picture_keeps_its_shape(tmp_path, write_config):

@@ -9,9 +9,10 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from tests.apps.demo.parrots import Parrot
-from vlmtune.apps.demo import build_demo, listen, make_server, read_example_folder
+from vlmtune.apps.demo import build_demo, make_server, read_example_folder
 from vlmtune.cli import main
 from vlmtune.utils.errors import ConfigError, DataError
+from vlmtune.utils.ports import listen
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -89,11 +90,11 @@ def test_addresses_that_are_none():
 
 def test_the_command_passes_everything_on(monkeypatch):
     calls = []
-    monkeypatch.setattr('vlmtune.apps.demo.demo', lambda *given, **named: calls.append((given, named)))
+    monkeypatch.setattr('vlmtune.apps.demo.demo', lambda **named: calls.append(named))
     line = 'demo m --adapter a --compare b --examples e --system s --max-new-tokens 9 --bits 4 --host 0.0.0.0 --port 0'
     assert main(line.split()) == 0
     named = dict(adapter='a', compare='b', examples='e', system='s', max_new_tokens=9, bits=4, host='0.0.0.0', port=0)
-    assert calls == [(('m',), named)]
+    assert calls == [dict(model='m', **named)]
 
 
 def test_ports_are_checked_on_the_command_line(capsys):

@@ -181,6 +181,8 @@ def test_what_is_no_picture_is_refused_by_its_own_name(page_of, tmp_path):
             page.take(browser(), dict(text='what?', files=[str(tmp_path / name)]), ())
     with pytest.warns(UserWarning, match='this is a text model; it takes no pictures'):
         page_of(Parrot(takes_images=False)).take(browser(), dict(text='what?', files=['any.png']), ())
+    with pytest.warns(UserWarning, match='the text is not UTF-8 from its character 2 on'):
+        page.take(browser(), dict(text='a\ud800', files=[]), ())
     with pytest.warns(UserWarning, match='write a question, too'):
         page.take(browser(), dict(text=' ', files=[]), ())
 

@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 from vlmtune.apps.export.convert import pth_to_hf
 from vlmtune.data import Processor
 from vlmtune.models import load_model
-from vlmtune.utils.disk import hash_file
 from vlmtune.utils.errors import CheckpointError, ConfigError, ModelError, UserError
 
 LORA = dict(llm='lora')
@@ -69,8 +68,18 @@ def test_adapter_reloads_equal_through_peft(trained_run, tmp_path, family, tune,
     assert set(written) == set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     config = json.loads((tmp_path / 'adapter' / 'adapter_config.json').read_text())
     assert config['base_model_name_or_path'] == run.base
+    assert isinstance(config['target_modules'], list)  # engines refuse PEFT's regular expressions
     if modules is not None:
         assert config['modules_to_save'] == modules
+
+
+@pytest.mark.parametrize(('family', 'short'), [('llama', True), ('qwen3_vl', True), ('llava', False)])
+def test_target_modules_are_last_names_where_those_reach_nothing_else(trained_run, tmp_path, family, short):
+    run = trained_run(family, llm=dict(mode='lora', target_modules=['q_proj', 'v_proj']))
+    pth_to_hf(run.config, run.checkpoint, str(tmp_path / 'adapter'))
+    targets = json.loads((tmp_path / 'adapter' / 'adapter_config.json').read_text())['target_modules']
+    assert (targets == ['q_proj', 'v_proj']) == short
+    assert short or all(name.startswith('model.language_model.layers.') for name in targets)
 
 
 @pytest.mark.parametrize('family', ['llava', 'qwen2_5_vl', 'llama'])
@@ -162,7 +171,9 @@ def test_processor_files_are_those_that_were_trained_with(trained_run, tmp_path)
     assert processor.tokenizer.chat_template == run.processor.tokenizer.chat_template  # vicuna, not the base's own
 
 
-def test_generation_config_is_carried_over_and_gains_the_stop_tokens_of_the_template(trained_run, tmp_path):
+def test_generation_config_is_carried_over_and_gains_the_stop_tokens_of_the_template(
+    trained_run, tmp_path, rewrite_base
+):
     run = trained_run('llama', llm='full')
     base = tmp_path / 'base'
     copy_tree(run.base, base)
@@ -239,13 +250,13 @@ def test_a_broken_checkpoint_is_refused(trained_run, tmp_path):
     refused(run, tmp_path / 'out', CheckpointError, 'not finished', checkpoint=str(broken))
 
 
-def test_a_checkpoint_of_another_model_is_refused(trained_run, tiny_model, tmp_path):
+def test_a_checkpoint_of_another_model_is_refused(trained_run, tiny_model, tmp_path, rewrite_base):
     run = trained_run('llama', **LORA)
     path = rewrite_base(run, tiny_model('qwen2_5_vl'), tmp_path)
     refused(run, tmp_path / 'out', CheckpointError, 'was not trained from', checkpoint=str(path))
 
 
-def test_the_config_says_where_a_base_model_went(trained_run, tmp_path):
+def test_the_config_says_where_a_base_model_went(trained_run, tmp_path, rewrite_base):
     run = trained_run('llama', **LORA)
     path = rewrite_base(run, tmp_path / 'gone', tmp_path)
     pth_to_hf(run.config, str(path), str(tmp_path / 'out'))
@@ -255,7 +266,7 @@ def test_the_config_says_where_a_base_model_went(trained_run, tmp_path):
     refused(run, tmp_path / 'out2', ModelError, 'no model at', checkpoint=str(path), config=str(tmp_path / 'recipe.py'))
 
 
-def test_nothing_in_a_checkpoint_is_executed(trained_run, tmp_path):
+def test_nothing_in_a_checkpoint_is_executed(trained_run, tmp_path, rewrite):
     run = trained_run('llama', **LORA)
     evil = f'import pathlib\npathlib.Path({str(tmp_path / "ran")!r}).touch()\n'
     path = rewrite(run, tmp_path, lambda text: evil + text)
@@ -263,7 +274,7 @@ def test_nothing_in_a_checkpoint_is_executed(trained_run, tmp_path):
     assert not (tmp_path / 'ran').exists()
 
 
-def test_files_that_were_added_later_are_not_read(trained_run, tmp_path):
+def test_files_that_were_added_later_are_not_read(trained_run, tmp_path, rewrite):
     """The processor's folder is read as a whole; an adapter_config.json that no manifest lists is nobody's."""
     run = trained_run('llama', **LORA)
     path = rewrite(run, tmp_path, lambda text: text)
@@ -276,7 +287,7 @@ def test_files_that_were_added_later_are_not_read(trained_run, tmp_path):
     )  # fmt: skip
 
 
-def test_nothing_is_left_of_an_export_that_fails_midway(trained_run, tmp_path):
+def test_nothing_is_left_of_an_export_that_fails_midway(trained_run, tmp_path, rewrite_base):
     run = trained_run('llama', llm='full')
     base = tmp_path / 'base'
     copy_tree(run.base, base)
@@ -298,16 +309,6 @@ def copy_tree(source, target):
             (target / path.relative_to(source)).write_bytes(path.read_bytes())
 
 
-def rewrite(run, folder, change):
-    """The checkpoint with another config.py, and a manifest that holds."""
-    target = folder / 'iter_2.pth'
-    copy_tree(run.checkpoint, target)
-    config, manifest = target / 'config.py', json.loads((target / 'manifest.json').read_text())
-    config.write_text(change(config.read_text()))
-    manifest['files']['config.py'] = dict(size=config.stat().st_size, sha256=hash_file(config))
-    (target / 'manifest.json').write_text(json.dumps(manifest))
-    return target
-
-
-def rewrite_base(run, base, folder):
-    return rewrite(run, folder, lambda text: text.replace(run.base, str(base)))
+@pytest.fixture
+def rewrite_base(rewrite):
+    return lambda run, base, folder: rewrite(run, folder, lambda text: text.replace(run.base, str(base)))

@@ -68,6 +68,13 @@ def test_a_merged_model_holds(exported, family, settings):
     assert [finding.kind for finding in pictures] == ([] if family == 'internlm2' else ['ok'])
 
 
+def test_a_processor_that_writes_a_part_of_the_prompt_itself_writes_the_one_of_the_training(exported):
+    run, _, merged = exported('paligemma', dict(llm='lora'))
+    found = look(merged, run)
+    assert wrong(found) == []
+    assert next(finding.text for finding in found if 'AutoProcessor' in finding.text).endswith('equal')
+
+
 @pytest.mark.parametrize(('family', 'settings'), [('llava', {}), ('qwen2_5_vl', dict(quantization='nf4'))])
 def test_an_adapter_holds(exported, family, settings):
     run, adapter, _ = exported(family, dict(llm='lora'), **settings)
@@ -83,12 +90,13 @@ def test_new_tokens_hold(exported):
     assert wrong(look(merged, run)) == []
 
 
-def test_an_original_layout_holds(trained_run, tmp_path):
-    run = trained_run('internlm2', llm='full')
+@pytest.mark.parametrize(('family', 'layout'), [('internlm2', 'InternLM2'), ('minicpmv2', 'MiniCPM-V 2.0')])
+def test_an_original_layout_holds(trained_run, tmp_path, family, layout):
+    run = trained_run(family, llm='full')
     pth_to_hf(run.config, run.checkpoint, str(tmp_path / 'out'), file_format='original')
     found = look(tmp_path / 'out', run)
     assert wrong(found) == []
-    assert 'the layout of InternLM2' in said(found, 'classes')
+    assert f'the layout of {layout}' in said(found, 'classes')
 
 
 def test_the_command_says_so(exported, capsys):
@@ -104,14 +112,6 @@ def test_the_command_says_so(exported, capsys):
 # ---- what has gone wrong
 
 
-def test_a_processor_that_writes_another_prompt(exported):
-    """PaliGemma's own puts a second <bos> behind the pictures of a prompt that a chat template wrote."""
-    run, _, merged = exported('paligemma')
-    (text,) = wrong(look(merged, run))
-    assert text.startswith('token ids: AutoProcessor, 26 tokens of a question about a picture')
-    assert 'gives 27 tokens, other ones from place 5 on' in text
-
-
 @pytest.fixture
 def copy(exported, tmp_path):
     def factory(family='llava', which=2, **settings):
@@ -120,6 +120,29 @@ def copy(exported, tmp_path):
         return made[0], tmp_path / 'copy'
 
     return factory
+
+
+def test_the_config_says_where_the_base_model_went(exported, rewrite, tmp_path):
+    run, _, merged = exported('llava')
+    moved = rewrite(run, tmp_path, lambda text: text.replace(run.base, str(tmp_path / 'gone')))
+    assert wrong(list(findings(str(merged), trained=(run.config, str(moved))))) == []
+
+
+def test_of_a_quantised_export_the_files_are_looked_at(copy):
+    run, folder = copy('llava')
+    config = json.loads((folder / 'config.json').read_text())
+    config['quantization_config'] = dict(quant_method='awq', bits=4, group_size=32, zero_point=True)
+    (folder / 'config.json').write_text(json.dumps(config))
+    for trained in (run, None):
+        found = look(folder, trained)
+        assert wrong(found) == []
+        assert 'they are quantised, so neither they nor logits are compared' in said(found, 'weights')
+        assert {'token ids', 'pixels', 'stop tokens'} == {finding.what for finding in found if finding.kind == 'ok'}
+    (folder / 'chat_template.jinja').write_text('{{ messages[0]["role"] }}')
+    assert any(text.startswith('token ids') for text in wrong(look(folder, run)))
+    (folder / 'model.safetensors').unlink()
+    with pytest.raises(ModelError, match='holds no weights'):
+        look(folder, run)
 
 
 def test_an_export_without_its_training(exported):

@@ -8,8 +8,10 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+from vlmtune.apps.export.check import findings
 from vlmtune.apps.export.convert import pth_to_hf
 from vlmtune.apps.export.merge import merge
+from vlmtune.apps.serve import serve
 from vlmtune.data import Processor
 from vlmtune.utils.errors import CheckpointError, ConfigError, ModelError
 
@@ -197,6 +199,24 @@ def test_missing_and_foreign_folders_are_refused(foreign_adapter, tmp_path):
     refused(base, adapter, tmp_path, ConfigError, 'cpu, cuda or auto', device='tpu')
 
 
+def test_a_checkpoint_is_told_from_an_export(trained_run, tmp_path):
+    run = trained_run('llama', **LORA)
+    doors = (
+        lambda folder: merge(run.base, folder, str(tmp_path / 'merged')),
+        lambda folder: list(findings(folder)),
+        serve,
+    )
+    for door in doors:
+        with pytest.raises(CheckpointError, match='is a checkpoint; write it first: vlmtune convert pth_to_hf CONFIG'):
+            door(run.checkpoint)
+
+
+def test_an_output_that_cannot_be_made_is_told_before_any_work(foreign_adapter, tmp_path):
+    base, adapter, _ = foreign_adapter
+    (tmp_path / 'file').write_text('')
+    refused(base, adapter, tmp_path, CheckpointError, 'cannot be made: .*file is no folder', output='file/merged')
+
+
 def test_an_adapter_without_safetensors_or_of_another_kind_is_refused(foreign_adapter, tmp_path):
     base, adapter, _ = foreign_adapter
     config = adapter / 'adapter_config.json'
@@ -211,6 +231,13 @@ def test_an_adapter_without_safetensors_or_of_another_kind_is_refused(foreign_ad
     refused(base, adapter, tmp_path, CheckpointError, 'does not fit')
     weights.rename(adapter / 'adapter_model.bin')
     refused(base, adapter, tmp_path, CheckpointError, 'has no adapter_model.safetensors')
+
+
+def test_a_link_that_leads_out_of_the_adapter_is_not_followed(foreign_adapter, tmp_path):
+    base, adapter, _ = foreign_adapter
+    (tmp_path / 'key').write_text('private')
+    (adapter / 'vocab.json').symlink_to(tmp_path / 'key')
+    refused(base, adapter, tmp_path, CheckpointError, 'vocab.json is a link that leads out of')
 
 
 def test_an_adapter_that_matches_no_module_is_refused(foreign_adapter, tmp_path):

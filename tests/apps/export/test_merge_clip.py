@@ -1,6 +1,7 @@
 """What XTuner's users keep of a LLaVA besides a whole model: its vision encoder merged, its projector alone."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,15 @@ def test_a_vision_encoder_is_merged_under_the_names_of_its_base(clip, tmp_path, 
 
 def test_what_is_no_vision_encoder_is_refused(clip, tiny_model, tmp_path, capsys):
     base, adapter, _ = clip
+    (tmp_path / 'key').write_text('private')
+    with_link = shutil.copytree(base, tmp_path / 'with_link')
+    (with_link / 'notes.txt').symlink_to(tmp_path / 'key')
     verb = ['convert', 'merge', '--is-clip']
     for arguments, message in (
         ([str(tiny_model('llama')), str(adapter), str(tmp_path / 'out')], 'is a llama, expected one of clip'),
         ([str(base), str(base), str(tmp_path / 'out')], 'expected a folder with adapter_config.json'),
         ([str(base), str(adapter), str(adapter)], 'is not empty'),
+        ([str(with_link), str(adapter), str(tmp_path / 'out')], 'notes.txt is a link that leads out of'),
         ([str(base), str(adapter), str(tmp_path / 'out'), '--format', 'hf'], 'leave --format out'),
     ):
         assert main([*verb, *arguments]) == 1

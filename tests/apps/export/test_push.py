@@ -109,7 +109,7 @@ def test_a_folder_that_is_no_export(export, tmp_path):
         with pytest.raises(CheckpointError, match=message):
             push(str(path), 'me/squares')
     (export / 'manifest.json').write_text('{}')
-    with pytest.raises(CheckpointError, match='is a checkpoint, which nobody else can load; export it: vlmtune conv'):
+    with pytest.raises(CheckpointError, match='is a checkpoint; write it first: vlmtune convert pth_to_hf'):
         push(str(export), 'me/squares')
 
 

@@ -2,13 +2,16 @@
 
 import json
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from vlmtune.apps.export.quantize import quantize
+from vlmtune.data import Processor
 from vlmtune.utils.errors import CheckpointError, ConfigError, ModelError
 
 LAYER = 'model.layers.0.mlp.up_proj'
@@ -35,6 +38,60 @@ def test_what_cannot_be_quantised(tiny_model, tmp_path, monkeypatch):
         json.dumps(config | dict(quantization_config=dict(quant_method='awq')))
     )
     refused(tmp_path / 'done', out, ModelError, 'is quantised already')
+
+
+RECIPE = """
+from vlmtune.data import SupervisedDataset, chat_template_map_fn, llava_map_fn, load_rows
+
+train_dataloader = dict(
+    dataset=dict(type=SupervisedDataset, rows=dict(type=load_rows, path={rows!r}), image_folder={folder!r},
+                 dataset_map_fn=dict(type=llava_map_fn), template_map_fn=dict(type=chat_template_map_fn),
+                 max_length=512), batch_size=1)
+"""
+
+
+@pytest.fixture
+def tuned_on(tmp_path, tiny_model, monkeypatch):
+    """``tuned_on(answers, **options)``: what AutoRound is given to tune a model on rows of these answers."""
+
+    def run(answers: list[str], *, error: type[Exception] = ModelError, match: str = 'seen', **options: Any) -> Any:
+        Image.new('RGB', (60, 40), 'red').save(tmp_path / 'red.png')
+        turns = [[dict(value='<image>\nWhat?', **{'from': 'human'}), dict(value=a, **{'from': 'gpt'})] for a in answers]
+        rows = tmp_path / 'rows.json'
+        rows.write_text(json.dumps([dict(image='red.png', conversations=both) for both in turns]))
+        (tmp_path / 'recipe.py').write_text(RECIPE.format(rows=str(rows), folder=str(tmp_path)))
+        given: dict[str, Any] = {}
+
+        def take(*_: Any, **settings: Any) -> None:
+            given.update(settings)
+            raise ValueError('seen')
+
+        monkeypatch.setitem(sys.modules, 'auto_round', SimpleNamespace(AutoRound=take))
+        options = dict(data=str(tmp_path / 'recipe.py'), **options)
+        refused(tiny_model('qwen2_5_vl'), tmp_path / 'out', error, match, **options)
+        return given
+
+    return run
+
+
+def test_rows_are_joined_so_that_a_short_one_does_not_cut_the_others(tuned_on, tiny_model):
+    answers = ['a', 'a long answer ' * 8, 'another one ' * 8]
+    given = tuned_on(answers, max_length=32)
+    shapes = {tuple(block.shape) for block in given['dataset']}
+    assert shapes == {(1, 32)}
+    assert given['nsamples'] == len(given['dataset']) > 2
+    assert given['seqlen'] == 32
+    ids = torch.cat(given['dataset'], dim=1)[0].tolist()
+    processor = Processor(str(tiny_model('qwen2_5_vl')))
+    assert processor.image_token_id not in ids
+    text = processor.tokenizer.decode(ids)
+    assert [text.count('What?'), 'a long answer a long' in text, 'another one another' in text] == [3, True, True]
+    (block,) = tuned_on(answers, max_length=4096)['dataset']
+    assert len(ids) <= block.shape[1] < len(ids) + 32
+
+
+def test_hardly_any_text_tunes_nothing(tuned_on):
+    tuned_on(['a'], error=ConfigError, match='1 rows have .* tokens of text, expected 64 at least')
 
 
 def unpack(values: torch.Tensor, order: tuple[int, ...] = tuple(range(8))) -> torch.Tensor:

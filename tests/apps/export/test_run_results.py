@@ -49,6 +49,15 @@ def test_a_run_without_metrics_has_no_table(trained_run, tmp_path):
     assert '## Metrics' not in (tmp_path / 'adapter' / 'README.md').read_text()
 
 
+def test_a_test_of_the_first_questions_alone_says_nothing(tmp_path):
+    write_results(tmp_path / 'iter_2.pth')
+    file = tmp_path / 'test' / 'iter_2' / 'metrics.json'
+    file.write_text(json.dumps(dict(metrics=dict(exact_match=0.8125), limit=None)))
+    assert read_results(tmp_path / 'iter_2.pth')['test'] == {'exact_match': 0.8125}
+    file.write_text(json.dumps(dict(metrics=dict(exact_match=0.8125), limit=10)))
+    assert set(read_results(tmp_path / 'iter_2.pth')) == {'validation'}
+
+
 def test_a_record_of_an_older_version_has_no_metrics(trained_run, tmp_path):
     run = trained_run('llama', llm='lora')
     pth_to_hf(run.config, run.checkpoint, str(tmp_path / 'adapter'))

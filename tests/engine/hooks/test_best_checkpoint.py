@@ -3,6 +3,10 @@
 import json
 import shutil
 
+import pytest
+
+from vlmtune.utils.errors import ConfigError
+
 
 def told(*losses):
     given = ', '.join(f'at_{step}={loss}' for step, loss in enumerate(losses, start=1))
@@ -59,3 +63,43 @@ def test_the_best_may_be_where_a_run_goes_on_in_another_work_dir(validated, cont
     assert original['trainer'].pop('validations') == []
     assert differences(copied, original) == []
     assert differences(contents(other / 'iter_4.pth'), contents(first / 'iter_4.pth')) == []
+
+
+SCORES = """
+from validation_hooks import lengths
+val_evaluator = dict(metrics=[dict(type=lengths, rule='greater')], generation=dict(max_new_tokens=4))
+"""
+
+
+@pytest.mark.parametrize(
+    ('settings', 'asked_by'),
+    [
+        (dict(save_best='val/longest'), 'default_hooks.checkpoint.save_best'),
+        (dict(more='custom_hooks += [dict(type=EarlyStoppingHook, monitor="val/longest")]\n'), 'EarlyStoppingHook'),
+    ],
+)
+def test_a_score_of_which_nobody_says_what_is_better(settings, asked_by, validated):
+    more = SCORES.replace(", rule='greater'", '') + settings.pop('more', '')
+    with pytest.raises(ConfigError, match=f"{asked_by}.*: whether the greater or the less val/longest .* add rule='gr"):
+        validated('unsaid', data_path='/no/data.json', more=more, **settings)
+
+
+@pytest.mark.parametrize(('rule', 'best'), [('less', 1), ('greater', 3)])
+def test_the_rule_of_the_metric_says_which_is_the_best(rule, best, validated):
+    """Whatever it is called."""
+    metric = SCORES.replace('lengths', 'step_number').replace("rule='greater'", f'name="cer", rule="{rule}"')
+    work_dir = validated(rule, more=metric, max_steps=3, max_epochs=None, val_interval=1, save_best='val/cer')
+    assert (work_dir / 'best_checkpoint').read_text().strip() == f'iter_{best}.pth'
+
+
+def test_a_score_that_a_metric_turns_out_not_to_give(validated):
+    """What a metric of several scores calls them is known once it has run."""
+    settings = dict(max_steps=2, max_epochs=None, val_interval=1)
+    work_dir = validated('right', more=SCORES, save_best='val/longest', **settings)
+    assert (work_dir / 'best_checkpoint').is_file()
+    said = "default_hooks.checkpoint.save_best: no score is called 'val/longer'.*there are val/longest, val/loss"
+    with pytest.raises(ConfigError, match=said):
+        validated('wrong', more=SCORES, save_best='val/longer', **settings)
+    stopping = SCORES + 'custom_hooks += [dict(type=EarlyStoppingHook, monitor="val/longer")]\n'
+    with pytest.raises(ConfigError, match="EarlyStoppingHook.monitor: no score is called 'val/longer'"):
+        validated('early', more=stopping, **settings)

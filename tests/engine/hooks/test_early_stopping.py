@@ -48,3 +48,28 @@ def test_a_run_stops_when_it_no_longer_gets_better(validated, caplog):
 def test_mistakes_in_stopping_early(given, message, validated):
     with pytest.raises(ConfigError, match=message):
         validated('wrong', more=f'custom_hooks += [dict(type=EarlyStoppingHook, {given})]\n', data_path='/no/data.json')
+
+
+def test_it_keeps_its_own_class_and_priority_when_it_is_named_by_a_text(validated):
+    """mmengine has one of that name, which nothing here calls."""
+    settings = dict(max_steps=3, max_epochs=None, val_interval=1)
+    stopping = 'custom_hooks += [dict(type="EarlyStoppingHook", monitor="val/loss", patience=1, priority="LOW")]\n'
+    assert saved(validated('stopped', more=told(1, 2, 3) + stopping, **settings)) == [2]
+
+
+@pytest.mark.parametrize(
+    ('more', 'message'),
+    [
+        (
+            'custom_hooks += [dict(type="mmengine.hooks.EarlyStoppingHook", monitor="loss")]\n',
+            r"custom_hooks.\d.type is mmengine's .* write from vlmtune.engine import EarlyStoppingHook",
+        ),
+        (
+            'default_hooks.checkpoint = dict(type="mmengine.hooks.CheckpointHook")\n',
+            "default_hooks.checkpoint.type is mmengine's .* write from vlmtune.engine import CheckpointHook",
+        ),
+    ],
+)
+def test_hooks_of_mmengine_that_cannot_work(more, message, validated):
+    with pytest.raises(ConfigError, match=message):
+        validated('wrong', more=more, data_path='/no/data.json')

@@ -94,8 +94,8 @@ def test_a_system_message_per_question():
     ('settings', 'message'),
     [
         (dict(generation=dict(top_q=0.9)), "EvaluateChatHook.generation: .*no setting 'top_q', did you mean 'top_"),
-        (dict(max_new_tokens=0), '`max_new_tokens` must be greater than 0'),
-        (dict(stop_words=['']), "stop_strings holds ''; expected texts of at least one character"),
+        (dict(max_new_tokens=0), 'max_new_tokens=0; expected a positive integer'),
+        (dict(stop_words=['']), "EvaluateChatHook.stop_words holds ''; expected texts of at least one character"),
     ],
 )
 def test_settings_that_cannot_be_are_told_before_training(settings, message):

@@ -86,7 +86,13 @@ def test_boxes_in_pixels_score_as_the_convention_of_the_family(tiny_model, name)
     assert found['box_iou'] == pytest.approx(0.5, abs=0.02)  # rounding to a share of 100, or of a small image
 
 
-def test_an_image_that_a_row_has_not_is_named(processor):
-    row = dict(image_sizes=[SIZE], where='test.jsonl:7')
-    with pytest.raises(ValueError, match='test.jsonl:7 has 1 images; box_iou looks at image 1'):
-        box_iou(['x'], [['x']], samples=[row], processor=processor, image=1)
+def test_rows_without_such_an_image_do_not_count(processor, caplog):
+    rows = [dict(image_sizes=[SIZE]), dict(image_sizes=[]), dict(image_sizes=[SIZE, SIZE])]
+    options = dict(samples=rows, processor=processor)
+    texts = ['a cat', '(10, 20), (30, 40)', 'a dog']
+    found = box_iou(texts, [['a cat']] * 3, **options)
+    assert found == dict(box_iou=1.0, box_f1=1.0)
+    assert 'box_iou: 1 of 3 rows have no image 0 and do not count' in caplog.text
+    assert 'box_iou: no reference holds a box' in caplog.text  # in another convention, for example
+    assert box_iou(texts, [['a cat']] * 3, image=1, **options) == dict(box_iou=1.0, box_f1=1.0)
+    assert box_iou(texts, [['a cat']] * 3, image=2, **options) == {}

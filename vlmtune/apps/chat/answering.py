@@ -2,11 +2,11 @@
 
 import importlib.util
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -26,9 +26,6 @@ from vlmtune.models.loading import parse_dtype
 from vlmtune.structures import Conversation, Message, TextPart
 from vlmtune.utils.device import find_device
 from vlmtune.utils.errors import CheckpointError, ConfigError, DataError
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 logger = logging.getLogger(__name__)
 
@@ -51,20 +48,21 @@ def generation_settings(
     Raises:
         ConfigError: a number out of range, top_p or top_k without a temperature, or an empty stop word.
     """
+    penalty = 1 if repetition_penalty is None else repetition_penalty
     checks = (
         ('--max-new-tokens', max_new_tokens, max_new_tokens >= 1, 'a positive integer'),
-        ('--temperature', temperature, temperature is None or temperature >= 0, '0 (greedy) or more'),
+        ('--temperature', temperature, temperature is None or 0 <= temperature < math.inf, '0 (greedy) or more'),
         ('--top-p', top_p, top_p is None or 0 < top_p <= 1, 'above 0 and at most 1'),
         ('--top-k', top_k, top_k is None or top_k >= 0, '0 (no limit) or more'),
-        ('--repetition-penalty', repetition_penalty, (repetition_penalty or 1) > 0, 'above 0; 1 is none'),
+        ('--repetition-penalty', penalty, 0 < penalty < math.inf, 'above 0; 1 is none'),
         ('--stop-words', list(stop_words), all(stop_words), 'texts of at least one character'),
     )
     for name, value, is_valid, expected in checks:
         if not is_valid:
             raise ConfigError(f'{name} {value}: expected {expected}')
     settings: dict[str, Any] = dict(max_new_tokens=max_new_tokens, do_sample=bool(temperature))
-    if repetition_penalty not in (None, 1):
-        settings['repetition_penalty'] = repetition_penalty
+    if penalty != 1:
+        settings['repetition_penalty'] = penalty
     if stop_words:
         settings['stop_strings'] = list(stop_words)
     if not temperature:
@@ -83,20 +81,12 @@ class Answerer:
         processor: of the model.
         autocast_dtype: what to compute in; None: the dtype of the weights.
         settings: of ``generate``.
-        adapted: PEFT's view of the same model; None without an adapter.
     """
 
     model: PreTrainedModel
     processor: Processor
     autocast_dtype: torch.dtype | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    adapted: 'PeftModel | None' = None
-
-    @contextmanager
-    def without_adapter(self) -> Iterator[None]:
-        """Inside, the base model answers; both share their weights, so that there is one model in memory."""
-        with self.adapted.disable_adapter() if self.adapted is not None else nullcontext():
-            yield
 
     def answer(
         self,
@@ -204,12 +194,13 @@ def load_answerer(
     loaded, _ = load_model(name, dtype=dtype, quantization=quantization, device=device, offload_folder=offload_folder)
     if not any(hasattr(loaded, name) for name in ('hf_quantizer', 'hf_device_map')):  # else they lie where they should
         loaded = loaded.to(device)  # type: ignore[arg-type]
-    adapted = None if source is None else attach_adapter(loaded, source)  # in place
+    if source is not None:
+        attach_adapter(loaded, source)  # in place
     loaded.eval()
     on = f'{device} ({torch.cuda.get_device_name(device)})' if device.type == 'cuda' else str(device)
     shown = [str(dtype).removeprefix('torch.'), quantization, f'adapter {source}' if source else None]
     logger.info('%s on %s: %s', name if isinstance(model, str) else Path(name).name, on, ', '.join(filter(None, shown)))
-    return Answerer(loaded, processor, dtype if source else None, settings, adapted)
+    return Answerer(loaded, processor, dtype if source else None, settings)
 
 
 def _stop_strings(processor: Processor, *, template: str | None, asked: str | Sequence[str]) -> list[str]:

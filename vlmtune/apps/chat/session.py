@@ -10,7 +10,7 @@ from typing import Any
 
 from vlmtune.data.image_refs import shorten, to_image_ref
 from vlmtune.data.images import is_url, load_image
-from vlmtune.structures import BoxPart, Conversation, ImagePart, ImageRef, ImageSize, Message, TextPart
+from vlmtune.structures import BoxPart, Conversation, ImagePart, ImageRef, ImageSize, Message, TextPart, user_message
 from vlmtune.utils.errors import ConfigError, DataError
 
 
@@ -60,6 +60,14 @@ def text_or_file(given: str, *, option: str) -> str:
         raise DataError(f'{option} {given}: no text can be read from {path.absolute()} ({error})') from error
 
 
+def check_text(text: str) -> None:
+    """Raises DataError where a text holds half a character, as Python reads bytes of another encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f'the text is not UTF-8 from its character {error.start + 1} on; write it anew') from error
+
+
 class ChatSession:
     """History of a conversation with images in any turn.
 
@@ -69,12 +77,13 @@ class ChatSession:
         examples: turns that stand before the first question; they survive ``clear``.
 
     Raises:
-        DataError: an example's image cannot be read, or the model takes none.
+        DataError: an example's image cannot be read, or the model takes none; a text holds what is no character.
     """
 
     def __init__(
         self, *, system: str | None = None, takes_images: bool = True, examples: Sequence[Example] = ()
     ) -> None:
+        check_text(system or '')
         self.takes_images = takes_images
         self._written: set[Path] = set()
         self._start = Conversation((Message('system', (TextPart(system),)),) if system else ())
@@ -115,11 +124,15 @@ class ChatSession:
         return ImageSize(height=pixels.height, width=pixels.width)
 
     def ask(self, text: str) -> Conversation:
-        """The history and a new message with the waiting images. It becomes history once it is answered."""
-        first = len(self.history.images)
-        images = tuple(ImagePart(first + i) for i in range(len(self.waiting)))
-        message = Message('user', (*images, TextPart(text)))
-        return Conversation((*self.history.messages, message), (*self.history.images, *self.waiting))
+        """The history and a new message with the waiting images. It becomes history once it is answered.
+
+        Raises:
+            DataError: the text holds what is no character.
+        """
+        check_text(text)
+        images = (*self.history.images, *self.waiting)
+        asked = user_message(text, images=range(len(self.history.images), len(images)))
+        return Conversation((*self.history.messages, asked), images)
 
     def record(self, asked: Conversation, answer: str) -> None:
         """Remember what was asked and the answer."""

@@ -1,6 +1,6 @@
 """The training data of a config, to be looked at instead of trained on."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -9,7 +9,6 @@ from typing import Any
 from mmengine.config import Config
 
 from vlmtune.config import config_mistakes, load_config
-from vlmtune.config.targets import find_target
 from vlmtune.data import (
     MixedDataset,
     Processor,
@@ -18,17 +17,16 @@ from vlmtune.data import (
     SupervisedDataset,
     build_train_loader,
 )
-from vlmtune.data.downloads import image_root
+from vlmtune.data.dataset_configs import is_a, members, open_rows
 from vlmtune.data.images import Root
 from vlmtune.data.row_streams import StreamedRows, open_stream
 from vlmtune.registry import DATASETS, PROCESSORS, build_callable
 from vlmtune.structures import Conversation, Sample
-from vlmtune.utils.errors import ConfigError, DataError
+from vlmtune.utils.errors import DataError
 
 _REQUIRED = ('processor', 'train_dataloader', 'train_cfg', 'randomness')
 STREAM_ROWS = 5_000
 """How many rows of a stream are looked at, from its start."""
-_HANDED_ON = ('cache_dir', 'planning_workers')  # by a mixture to its members
 
 
 def read_data_config(config: str, *, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -79,29 +77,10 @@ def open_parts(cfg: Config) -> list[DataPart]:
         ConfigError: a data set of another class than ours.
         DataError: a file or an image folder does not exist or cannot be read at all.
     """
-    stored = {} if cfg.get('plan_cache_dir') is None else {'cache_dir': cfg.plan_cache_dir}
     dataset = cfg.train_dataloader.get('dataset') or {}
-    found = [_first_rows(dataset)] if _is_a(dataset, StreamingDataset) else _data_set_configs(dataset)
-    return [_open_part({**stored, **settings}) for settings in found]
-
-
-def _data_set_configs(dataset: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    if 'datasets' in dataset:
-        shared = {key: dataset[key] for key in _HANDED_ON if key in dataset}
-        for member in dataset['datasets']:
-            yield from _data_set_configs({**shared, **member})
-    else:
-        if not _is_a(dataset, SupervisedDataset):
-            raise ConfigError(
-                f'train_dataloader.dataset: a data set of type {dataset.get("type")} cannot be looked at before a run; '
-                'expected a SupervisedDataset, a MixedDataset of some, or a StreamingDataset'
-            )
-        yield dict(dataset)
-
-
-def _is_a(dataset: Mapping[str, Any], expected: type) -> bool:
-    kind = find_target(dataset.get('type'), must_exist=True)
-    return isinstance(kind, type) and issubclass(kind, expected)
+    if is_a(dataset, StreamingDataset):
+        return [_open_part(_first_rows(dataset))]
+    return [_open_part(settings) for settings in members(dataset, cache_dir=cfg.get('plan_cache_dir'))]
 
 
 def _first_rows(dataset: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,20 +109,16 @@ def build_dataset(cfg: Config, parts: Sequence[DataPart], processor: Processor) 
     Raises:
         UserError: a data set without one usable row, or a mixture that cannot be made.
     """
-    members = [part.build(processor) for part in parts]
+    built = [part.build(processor) for part in parts]
     dataset = cfg.train_dataloader.dataset
     if 'datasets' not in dataset:
-        return members[0]
-    return DATASETS.build({**dataset, 'datasets': members}, default_args=dict(processor=processor))
+        return built[0]
+    return DATASETS.build({**dataset, 'datasets': built}, default_args=dict(processor=processor))
 
 
 def _open_part(settings: dict[str, Any]) -> DataPart:
     settings.pop('bad_samples_file', None)  # looking writes nothing
-    rows = settings['rows']
-    rows = build_callable(rows)() if isinstance(rows, Mapping) else rows
-    root = image_root(
-        settings.get('image_folder'), url_hosts=settings.get('url_hosts', ()), cache_dir=settings.get('cache_dir')
-    )
+    rows, root = open_rows(settings)
     overlong = settings.get('overlong', 'drop')
     lenient = dict(
         rows=rows,

@@ -1,6 +1,5 @@
 """``vlmtune demo``: a page on which one talks with a model about pictures."""
 
-import errno
 import logging
 import socket
 
@@ -12,6 +11,7 @@ from vlmtune.apps.demo.page import DemoPage, build_demo
 from vlmtune.apps.demo.settings import gr
 from vlmtune.apps.demo.voices import Voice, load_voices
 from vlmtune.utils.errors import ConfigError
+from vlmtune.utils.ports import listen
 
 __all__ = ['Examples', 'Voice', 'build_demo', 'demo', 'load_voices', 'read_example_folder']
 
@@ -29,11 +29,6 @@ _CSS = """
 _MAX_UPLOAD = '64mb'
 # The browser itself refuses to fetch anything from elsewhere, whatever an answer or a library says.
 _OWN_FILES_ONLY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
-_PORT_TROUBLE = {
-    errno.EADDRINUSE: 'is in use; end what listens there, or choose another with --port',
-    errno.EACCES: 'may not be opened by this user; choose one above 1023 with --port',
-    errno.EADDRNOTAVAIL: 'is no address of this machine; give one that is with --host',
-}
 
 
 def demo(
@@ -80,21 +75,6 @@ def demo(
             page.stop_all()
     finally:
         listener.close()
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket on which nothing else listens.
-
-    Raises:
-        ConfigError: there is no such address, or the port cannot be had.
-    """
-    place = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
-    family = socket.AF_INET6 if ':' in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        trouble = _PORT_TROUBLE.get(error.errno or 0, f'cannot be listened on ({error.strerror})')
-        raise ConfigError(f'{place} {trouble}') from error
 
 
 def make_server(blocks: 'gr.Blocks') -> uvicorn.Server:

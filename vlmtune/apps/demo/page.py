@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from vlmtune.apps.chat.session import check_text
 from vlmtune.apps.demo.examples import Examples
 from vlmtune.apps.demo.settings import gr, read_settings, show_settings
 from vlmtune.apps.demo.turns import Turn, to_conversation, to_messages
@@ -154,10 +155,14 @@ class DemoPage:
         if message['files'] and not self._takes_images:
             return 'this is a text model; it takes no pictures'
         try:
+            check_text(message['text'])
             for file in message['files']:
                 read_image_size(ImageRef(path=file))
         except DataError as error:
-            return str(error).replace(file, Path(file).name)
+            told = str(error)
+            for file in message['files']:
+                told = told.replace(file, Path(file).name)
+            return told
         return None if message['text'].strip() else 'write a question, too'
 
     def answer(

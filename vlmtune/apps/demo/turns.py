@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlmtune.structures import Conversation, ImagePart, ImageRef, Message, Part, TextPart
+from vlmtune.structures import Conversation, ImageRef, Message, TextPart, user_message
 
 NO_ANSWER = '(no answer)'
 
@@ -36,9 +36,8 @@ def to_conversation(turns: Sequence[Turn], *, voice: int, system: str = '') -> C
         answer = turn.answers[voice] if len(turn.answers) > voice else None
         if answer == '':
             continue
-        shown: list[Part] = [ImagePart(len(images) + i) for i in range(len(turn.images))]
+        messages.append(user_message(turn.text, images=range(len(images), len(images) + len(turn.images))))
         images += [ImageRef(path=path) for path in turn.images]
-        messages.append(Message('user', (*shown, TextPart(turn.text))))
         if answer is not None:
             messages.append(Message('assistant', (TextPart(answer),)))
     return Conversation(tuple(messages), tuple(images))

@@ -82,11 +82,23 @@ def _without_adapter_name(name: str) -> str:
     return f'{layer}.lora_{kind}{tail}'
 
 
-def adapter_config(trained: Trained, *, base_name: str, modules_to_save: list[str]) -> Mapping[str, Any]:
+def adapter_config(trained: Trained, *, base: Base, base_name: str, modules_to_save: list[str]) -> Mapping[str, Any]:
     """PEFT's ``adapter_config.json``."""
     return {
         **(trained.adapter_config or {}),
         'base_model_name_or_path': base_name,
+        'target_modules': _target_modules(trained, base=base),
         'inference_mode': True,
         'modules_to_save': modules_to_save or None,
     }
+
+
+def _target_modules(trained: Trained, *, base: Base) -> list[str]:
+    """The adapted layers: by their last names where those reach no other module, else by their full names.
+
+    A list, since serving engines refuse the regular expressions that PEFT also takes.
+    """
+    layers = trained.lora_layers()
+    last = {layer.rpartition('.')[2] for layer in layers}
+    reached = {name for name, _ in base.outline.named_modules() if name.rpartition('.')[2] in last}
+    return sorted(last if reached == layers else layers)

@@ -9,20 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
-from vlmtune.apps.export.record import read_json
+from vlmtune.data.image_refs import shorten
+from vlmtune.engine.manifest import MANIFEST
 from vlmtune.utils.errors import CheckpointError
-from vlmtune.utils.hub import is_modelscope, modelscope_folder
+from vlmtune.utils.hub import is_modelscope
+from vlmtune.utils.json_files import read_object
+from vlmtune.utils.pretrained import NO_WEIGHTS, find_folder
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
+_REASON = 240  # characters; PEFT lists every module
 
 
 def find_adapter(adapter: str) -> Path:
@@ -31,29 +33,37 @@ def find_adapter(adapter: str) -> Path:
     Raises:
         CheckpointError: there is none, it is no LoRA adapter, or its weights are in a format that can run code.
     """
-    if is_modelscope(adapter):
-        adapter = modelscope_folder(adapter, error=CheckpointError)
     folder = Path(adapter).expanduser()
-    if not folder.is_dir() and (os.path.isabs(adapter) or adapter.count('/') != 1 or adapter.startswith('.')):
+    is_path = os.path.isabs(adapter) or adapter.count('/') != 1 or adapter.startswith('.')
+    if is_path and not folder.is_dir() and not is_modelscope(adapter):
         raise CheckpointError(f'no adapter at {folder.absolute()}; expected a folder with {ADAPTER_CONFIG}')
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(adapter, allow_patterns=['*.json', '*.jinja', '*.model', ADAPTER_WEIGHTS]))
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            raise CheckpointError(f'no adapter {adapter}: neither a folder nor found on the hub') from error
+    folder = find_folder(adapter, patterns=(*NO_WEIGHTS, ADAPTER_WEIGHTS), what='adapter', error=CheckpointError)
+    refuse_checkpoint(folder)
     if not (folder / ADAPTER_CONFIG).is_file():
         raise CheckpointError(f'{folder} has no {ADAPTER_CONFIG}; expected a PEFT adapter, as pth_to_hf writes it')
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise CheckpointError(f'{folder} has no {ADAPTER_WEIGHTS}; adapters in other formats are not read')
-    kind = read_json(folder / ADAPTER_CONFIG).get('peft_type')
+    kind = read_object(folder / ADAPTER_CONFIG).get('peft_type')
     if kind != 'LORA':
         raise CheckpointError(f'{folder} is an adapter of type {kind}, expected LORA')
     return folder
 
 
+def refuse_checkpoint(folder: Path) -> None:
+    """Raise where an export is expected and a checkpoint of a run was named.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    if (folder / MANIFEST).is_file():
+        raise CheckpointError(
+            f'{folder} is a checkpoint; write it first: vlmtune convert pth_to_hf CONFIG {folder} OUT'
+        )
+
+
 def base_of(adapter: Path) -> str | None:
     """The base model that an adapter names."""
-    return read_json(adapter / ADAPTER_CONFIG).get('base_model_name_or_path') or None
+    return read_object(adapter / ADAPTER_CONFIG).get('base_model_name_or_path') or None
 
 
 def attach_adapter(model: PreTrainedModel, folder: Path) -> 'PeftModel':
@@ -90,14 +100,18 @@ def attach_adapter(model: PreTrainedModel, folder: Path) -> 'PeftModel':
                 module.float()
         result = adapted.load_adapter(str(folder), 'default', torch_device=place, low_cpu_mem_usage=is_outline)
     except (ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f'the adapter {folder} does not fit {model.config.model_type}: {reason}') from error
+        reason = shorten(' '.join(str(error).split()) or type(error).__name__, _REASON)
+        raise CheckpointError(
+            f'the adapter {folder}, which names {base_of(folder)} as its base, does not fit this '
+            f'{model.config.model_type}: {reason}'
+        ) from error
     if is_outline:
         _place_bases(adapted, 'meta')
     if lost := [*result.unexpected_keys, *result.missing_keys]:
         raise CheckpointError(
-            f'the adapter {folder} does not fit this base: {len(result.unexpected_keys)} of its tensors have no place '
-            f'in {type(model).__name__}, {len(result.missing_keys)} are missing (first: {lost[0]})'
+            f'the adapter {folder}, which names {base_of(folder)} as its base, does not fit this one: '
+            f'{len(result.unexpected_keys)} of its tensors have no place in {type(model).__name__}, '
+            f'{len(result.missing_keys)} are missing (first: {lost[0]})'
         )
     return adapted.eval()
 

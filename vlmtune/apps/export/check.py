@@ -11,18 +11,18 @@ from torch import Tensor
 
 from vlmtune.apps.chat.answering import load_answerer
 from vlmtune.apps.export.adapter_rules import describe, verdicts
-from vlmtune.apps.export.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of, find_adapter
+from vlmtune.apps.export.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of, find_adapter, refuse_checkpoint
 from vlmtune.apps.export.check_inputs import Finding, ask, compare_inputs
 from vlmtune.apps.export.common import IMAGE_FILE
-from vlmtune.apps.export.record import read_json
 from vlmtune.apps.export.reference import Reference, trained_reference
 from vlmtune.data import Processor
 from vlmtune.evaluation.generation import stop_tokens
 from vlmtune.families import Family, find_family
-from vlmtune.layouts import find_layout, read_config
+from vlmtune.layouts import find_layout, open_weights, read_config
 from vlmtune.models import load_model
-from vlmtune.models.loading import auto_class
+from vlmtune.models.loading import GENERATION_FILE, auto_class
 from vlmtune.utils.device import find_device
+from vlmtune.utils.json_files import read_object
 from vlmtune.utils.pretrained import check_source, load_pretrained, read_source_json
 
 _LIMITS = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
@@ -65,6 +65,7 @@ def check_export(folder: str, *, trained: tuple[str, str] | None = None) -> int:
 def findings(folder: str, *, trained: tuple[str, str] | None = None) -> Iterator[Finding]:
     """What is found; see ``check_export``."""
     path = Path(folder).expanduser()
+    refuse_checkpoint(path)
     is_adapter = (path / ADAPTER_CONFIG).is_file()
     if not is_adapter:
         check_source(str(path) if path.is_dir() else folder)
@@ -79,9 +80,12 @@ def findings(folder: str, *, trained: tuple[str, str] | None = None) -> Iterator
 
 
 def _check_model(path: Path, reference: Reference | None) -> Iterator[Finding]:
-    family = find_family(read_config(str(path)).model_type)
-    layout = find_layout(str(path))
+    config = read_config(str(path))
+    family, layout = find_family(config.model_type), find_layout(str(path))
     is_plain = layout is None and family.model is None
+    if getattr(config, 'quantization_config', None):
+        yield from _check_quantised(path, reference, is_plain=is_plain)
+        return
     model, report = _load(path, family=family, is_plain=is_plain)
     if not is_plain:
         why = f'the layout of {layout.name}' if layout is not None else f'{family.model_type}, which transformers lacks'
@@ -93,16 +97,28 @@ def _check_model(path: Path, reference: Reference | None) -> Iterator[Finding]:
         return
     if is_plain:
         yield from compare_inputs(path, processor if reference is None else reference.processor)
-    yield from _check_files(path, model, processor, is_plain=is_plain)
+    yield from _check_files(path, model.generation_config.eos_token_id, processor, is_plain=is_plain)
     loaded = Loaded(model.to(find_device()), processor)
     yield from _check_logits(loaded, reference)
+
+
+def _check_quantised(path: Path, reference: Reference | None, *, is_plain: bool) -> Iterator[Finding]:
+    """Weights of AWQ, GPTQ and the like: what computes with them may be installed elsewhere only, with the server."""
+    processor, count = Processor(str(path)), len(open_weights(path))
+    text = f'{count} tensors; they are quantised, so neither they nor logits are compared, only the files beside them'
+    yield Finding('note', 'weights', text)
+    if is_plain:
+        yield from compare_inputs(path, processor if reference is None else reference.processor)
+    stop = (read_source_json(str(path), GENERATION_FILE) or {}).get('eos_token_id')
+    yield from _check_files(path, stop, processor, is_plain=is_plain)
 
 
 def _load(path: Path, *, family: Family, is_plain: bool) -> tuple[Any, list[Finding]]:
     if not is_plain:
         model, _ = load_model(str(path), dtype='auto', refuse_unknown=True)  # type: ignore[arg-type]
         return model, [_weights_ok(model, 'strictly')]
-    model, info = load_pretrained(auto_class(family), str(path), dtype='auto', output_loading_info=True)
+    options: dict[str, Any] = dict(dtype='auto', output_loading_info=True)
+    model, info = load_pretrained(auto_class(family), str(path), has_weights=True, **options)
     kinds = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
     wrong = [f'{len(names)} {kind.replace("_", " ")} (first: {names[0]})' for kind, names in kinds.items()]
     if wrong:
@@ -124,8 +140,9 @@ def _other_names(model: Any, reference: Reference) -> str:
     return f'{more[0]} is not in the trained model' if more else ''
 
 
-def _check_files(path: Path, model: Any, processor: Processor, *, is_plain: bool) -> Iterator[Finding]:
-    stop = model.generation_config.eos_token_id
+def _check_files(
+    path: Path, stop: int | list[int] | None, processor: Processor, *, is_plain: bool
+) -> Iterator[Finding]:
     own = {stop} if isinstance(stop, int) else set(stop or ())
     lacks = sorted(set(stop_tokens(processor)) - own)
     if lacks:
@@ -134,7 +151,7 @@ def _check_files(path: Path, model: Any, processor: Processor, *, is_plain: bool
         yield Finding(kind, 'stop tokens', f'eos_token_id of generation_config.json lacks {names}; answers may go on')
     else:
         yield Finding('ok', 'stop tokens', f'generation_config.json ends answers with {sorted(own)}')
-    if processor.family.has_vision and read_source_json(str(path), IMAGE_FILE) is None:
+    if is_plain and processor.family.has_vision and read_source_json(str(path), IMAGE_FILE) is None:
         yield Finding('wrong', 'files', f'{IMAGE_FILE} is missing, which older programs read')
 
 
@@ -152,7 +169,7 @@ def _check_adapter(path: Path, reference: Reference | None) -> Iterator[Finding]
     answerer = load_answerer(str(path))
     yield Finding('ok', 'weights', f'{len(names)} tensors, put on {base} by PEFT: none is missing or without a place')
     yield from _check_logits(Loaded(answerer.model, answerer.processor, answerer.autocast_dtype), reference)
-    settings = read_json(path / ADAPTER_CONFIG)
+    settings = read_object(path / ADAPTER_CONFIG)
     for verdict in verdicts(describe(settings, names, family=family, is_fused=find_layout(base) is not None)):
         if verdict.reasons:
             text = f'{"; ".join(verdict.reasons)}. Merge it: vlmtune convert merge {base} {path} OUT'

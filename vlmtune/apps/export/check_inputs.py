@@ -14,9 +14,9 @@ from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 from vlmtune.apps.export.verify_model import ABOUT_PICTURE, QUESTION, picture
 from vlmtune.data import Processor
 from vlmtune.evaluation.generation import answering, encode_prompt, prompt_inputs
-from vlmtune.structures import Conversation, ImagePart, Message, TextPart
+from vlmtune.structures import Conversation, user_message
 from vlmtune.utils.errors import ModelError
-from vlmtune.utils.pretrained import FAILURES, reason_of
+from vlmtune.utils.pretrained import FAILURES, load_pretrained, reason_of
 
 _PIXELS = 1e-5  # what float32 leaves open; pixels are between -3 and 3
 
@@ -32,9 +32,9 @@ class Finding:
 
 def fixed_prompts(processor: Processor) -> list[Conversation]:
     """A question, and for models with vision one about a picture: the same bits everywhere."""
-    prompts = [Conversation((Message('user', (TextPart(QUESTION),)),))]
+    prompts = [Conversation((user_message(QUESTION),))]
     if processor.family.has_vision:
-        prompts.append(Conversation((Message('user', (ImagePart(0), TextPart(ABOUT_PICTURE))),), (picture(),)))
+        prompts.append(Conversation((user_message(ABOUT_PICTURE, images=[0]),), (picture(),)))
     return prompts
 
 
@@ -70,10 +70,10 @@ def compare_inputs(folder: Path, wanted: Processor) -> Iterator[Finding]:
     """
     text, *rest = fixed_prompts(wanted)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = load_pretrained(AutoTokenizer, str(folder))
         question = _messages(text, as_parts=wanted.family.has_vision)
         found: Any = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=True)
-    except FAILURES as error:
+    except (ModelError, *FAILURES) as error:
         yield Finding('wrong', 'token ids', f'AutoTokenizer cannot write a prompt: {reason_of(error)}')
         return
     ids = inputs_of(wanted, text)['input_ids'][0].tolist()
@@ -89,11 +89,11 @@ def joint_processor(folder: Path) -> Any:
         ModelError: it cannot be built.
     """
     try:
-        return AutoProcessor.from_pretrained(folder, local_files_only=True)
-    except FAILURES as error:
-        if 'torchvision' in str(error).lower():
+        return load_pretrained(AutoProcessor, str(folder))
+    except ModelError as error:
+        if 'torchvision' in str(error.__cause__).lower():
             return None
-        raise ModelError(f'{folder}: AutoProcessor cannot be built: {reason_of(error)}') from error
+        raise
 
 
 def _compare_picture(folder: Path, wanted: Processor, prompt: Conversation) -> Iterator[Finding]:
@@ -130,9 +130,9 @@ def _compare_pixels(
     folder: Path, wanted: Processor, prompt: Conversation, inputs: dict[str, Tensor]
 ) -> Iterator[Finding]:
     try:
-        images = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend='pil')
+        images = load_pretrained(AutoImageProcessor, str(folder), backend='pil')
         found = images(images=_pictures(prompt), return_tensors='pt')
-    except FAILURES as error:
+    except (ModelError, *FAILURES) as error:
         yield Finding('wrong', 'pixels', f'AutoImageProcessor cannot be used: {reason_of(error)}')
         return
     yield _same_pixels(found, inputs, wanted)

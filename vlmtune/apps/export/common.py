@@ -1,31 +1,26 @@
-"""What every export shares: options, the output folder, and the files that stand beside the weights."""
+"""What every export shares: options, and the files that stand beside the weights."""
 
-import json
-import os
-import re
-import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
 
+from vlmtune.apps.export.output_folder import copy_inside
 from vlmtune.apps.export.weight_files import write_weights
 from vlmtune.data import Processor
-from vlmtune.data.processor_files import JOINT_FILE
+from vlmtune.data.processor_files import JOINT_FILE, JOINT_TEMPLATE_FILE
 from vlmtune.evaluation import stop_tokens
 from vlmtune.families import Family
 from vlmtune.layouts import Layout, find_layout, read_config
 from vlmtune.models.lazy_model import LazyModel
 from vlmtune.models.loading import DTYPES
-from vlmtune.utils.errors import CheckpointError, ConfigError
+from vlmtune.utils.errors import CheckpointError, ConfigError, ModelError
 from vlmtune.utils.imports import import_name
+from vlmtune.utils.json_files import write_json
 from vlmtune.utils.pretrained import read_source_json
 
-_SIZE = re.compile(r'\d+(\.\d+)?[KMGT]i?B', re.IGNORECASE)
 _TEXT_FILES = (
     'tokenizer_config.json',
     'tokenizer.json',
@@ -35,7 +30,7 @@ _TEXT_FILES = (
     'vocab.json',
     'merges.txt',
     'chat_template.jinja',
-    'chat_template.json',
+    JOINT_TEMPLATE_FILE,
 )
 IMAGE_FILE = 'preprocessor_config.json'
 _IMAGE_FILES = (IMAGE_FILE, JOINT_FILE, 'video_preprocessor_config.json')
@@ -62,16 +57,6 @@ def base_dtype(config: PreTrainedConfig) -> torch.dtype:
     """The dtype of a checkpoint's weights; float32 where its config does not say."""
     found = config.dtype or config.get_text_config().dtype
     return found if isinstance(found, torch.dtype) else torch.float32
-
-
-def check_shard_size(size: str) -> None:
-    """Raise unless ``size`` reads like '5GB'.
-
-    Raises:
-        ConfigError: it does not.
-    """
-    if not _SIZE.fullmatch(str(size)):
-        raise ConfigError(f'--max-shard-size {size}: expected a number and a unit, for example 5GB or 200MB')
 
 
 def choose_layout(asked: str | None, *, base: str, family: Family, dtype: str | None = None) -> Layout | None:
@@ -112,60 +97,24 @@ def choose_layout(asked: str | None, *, base: str, family: Family, dtype: str | 
     return layout
 
 
-# ---- the output folder
-
-
-def check_output(output: str) -> Path:
-    """The folder to write, which must not exist or be empty.
-
-    Raises:
-        CheckpointError: something is there.
-    """
-    path = Path(output).expanduser()
-    if path.is_dir() and any(path.iterdir()):
-        raise CheckpointError(f'{path} is not empty; nothing was written, name a new or empty folder')
-    if path.exists() and not path.is_dir():
-        raise CheckpointError(f'{path} is a file; nothing was written, name a new or empty folder')
-    return path
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder beside ``path`` to write into. It becomes ``path`` if the block ends well, else nothing is left."""
-    path = path.absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=path.parent))
-    try:
-        yield staging
-        _publish(staging)
-        if path.is_dir():
-            path.rmdir()
-        os.rename(staging, path)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-
-
-def _publish(folder: Path) -> None:
-    """Give everything the usual permissions; mkdtemp and safetensors make theirs private."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in [folder, *folder.rglob('*')]:
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
-
-
 # ---- files beside the weights
 
 
 def overlay_processor_files(source: Path, target: Path) -> None:
-    """Copy the processor files that ``source`` has over those in ``target``; what it lacks stays as it is."""
+    """Copy the processor files that ``source`` has over those in ``target``; what it lacks stays as it is.
+
+    Raises:
+        CheckpointError: see ``copy_inside``.
+    """
+    if (source / 'chat_template.jinja').is_file():
+        (target / JOINT_TEMPLATE_FILE).unlink(missing_ok=True)  # it would win over the file of the source
     for name in (*_TEXT_FILES, *_IMAGE_FILES):
         if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+            copy_inside(source / name, target / name, root=source)
     joint = read_source_json(str(target), JOINT_FILE) or {}
     if 'image_processor' in joint and (source / IMAGE_FILE).is_file() and not (source / JOINT_FILE).is_file():
         del joint['image_processor']  # the newer way to write the same thing; it would win over the file of the source
-        (target / JOINT_FILE).write_text(json.dumps(joint, indent=2) + '\n', 'utf-8')
+        write_json(target / JOINT_FILE, joint)
 
 
 def write_processor_files(base: str, *, over: Path, folder: Path) -> None:
@@ -188,6 +137,7 @@ def load_processor(base: str, *, over: Path | None = None, **settings: Any) -> P
 
     Raises:
         ModelError: the files cannot be read.
+        CheckpointError: those of ``over`` belong to another model.
         ConfigError: a setting cannot be right.
     """
     if over is None:
@@ -195,7 +145,13 @@ def load_processor(base: str, *, over: Path | None = None, **settings: Any) -> P
     with tempfile.TemporaryDirectory() as folder:
         read_config(base).save_pretrained(folder)
         write_processor_files(base, over=over, folder=Path(folder))
-        return Processor(folder, **settings)
+        try:
+            processor = Processor(folder, **settings)
+        except ModelError as error:
+            reason = str(error).replace(folder, f'{over} on {base}')
+            raise CheckpointError(f'{over} does not fit {base}, it was made for another model: {reason}') from error
+    processor.source = base  # what messages name; the folder is gone
+    return processor
 
 
 def save_model(model: LazyModel, folder: Path, *, base: str, max_shard_size: str) -> None:
@@ -219,6 +175,4 @@ def save_model(model: LazyModel, folder: Path, *, base: str, max_shard_size: str
     processor.save(folder)  # in both forms, the older and the newer
     stop = list(dict.fromkeys([*first, *stop_tokens(processor, old)]))
     settings = {**settings, 'eos_token_id': stop[0] if len(stop) == 1 else stop or None}
-    (folder / _GENERATION_FILE).write_text(
-        json.dumps({name: value for name, value in settings.items() if value is not None}, indent=2) + '\n', 'utf-8'
-    )
+    write_json(folder / _GENERATION_FILE, {name: value for name, value in settings.items() if value is not None})

@@ -1,10 +1,8 @@
 """``vlmtune convert pth_to_hf``: from a checkpoint of ours to a PEFT adapter or a full Hugging Face model."""
 
-import json
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,7 @@ from torch import Tensor
 from vlmtune.apps.export.adapter_layout import adapter_config, adapter_tensors, saved_modules
 from vlmtune.apps.export.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from vlmtune.apps.export.common import (
-    check_output,
-    check_shard_size,
     choose_layout,
-    new_folder,
     overlay_processor_files,
     parse_export_dtype,
     save_model,
@@ -26,14 +21,16 @@ from vlmtune.apps.export.common import (
 from vlmtune.apps.export.merge import merge
 from vlmtune.apps.export.model_card import Kind, write_card
 from vlmtune.apps.export.original import changed_files, write_original
+from vlmtune.apps.export.output_folder import check_output, check_shard_size, new_folder
 from vlmtune.apps.export.projector import write_projector
 from vlmtune.apps.export.record import ExportRecord, write_record
 from vlmtune.apps.export.run_results import read_results
-from vlmtune.apps.export.trained import Base, Trained, check_fit, read_base, read_trained, vocabulary_rows
+from vlmtune.apps.export.trained import Base, Trained, check_fit, find_base, read_base, read_trained, vocabulary_rows
 from vlmtune.config import load_config
 from vlmtune.layouts import Layout, find_source
 from vlmtune.models.lazy_model import LazyModel, grow_embeddings, open_lazily, settle_ties, with_trained
 from vlmtune.utils.errors import ConfigError
+from vlmtune.utils.json_files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +72,7 @@ def pth_to_hf(
     target = check_output(output)
     cfg = load_config(config)
     trained = read_trained(Path(checkpoint).expanduser())
-    source = _base_path(trained, fallback=cfg.get('model') or {})
+    source = find_base(trained, fallback=cfg.get('model') or {})
     base = read_base(find_source(source))
     is_adapter = trained.adapter_config is not None
     chosen = _choose_layout(file_format, base=base, is_adapter=is_adapter, dtype=dtype)
@@ -124,37 +121,6 @@ def _choose_layout(asked: str | None, *, base: Base, is_adapter: bool, dtype: st
     return None
 
 
-def _base_path(trained: Trained, *, fallback: Mapping[str, Any]) -> str | Mapping[str, Any]:
-    """Where the base model is, or its parts are: as the checkpoint says, or, if that is gone, as the config says."""
-    key = 'pretrained_model_name_or_path'
-    recorded, given = trained.model_settings.get(key), fallback.get(key)
-    if not recorded:
-        if not given:
-            raise ConfigError(f'neither the config nor {trained.path} has a model with {key}')
-        return given if isinstance(given, Mapping) else str(given)
-    if isinstance(recorded, Mapping):
-        return _parts_at_hand(recorded, given=given if isinstance(given, Mapping) else {})
-    is_gone = not os.path.isdir(os.path.expanduser(recorded)) and (os.path.isabs(recorded) or recorded.count('/') != 1)
-    if is_gone and isinstance(given, str) and given != recorded:
-        logger.warning('%s, the base model of the checkpoint, is gone; taking %s from the config', recorded, given)
-        return given
-    if given and given != recorded:
-        logger.info('the base model is %s, as the checkpoint says, not %s', recorded, given)
-    return str(recorded)
-
-
-def _parts_at_hand(recorded: Mapping[str, Any], *, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a LLaVA as the checkpoint says; local ones that are gone as the config says."""
-    parts = dict(recorded)
-    for name, place in recorded.items():
-        other = given.get(name)
-        is_path = isinstance(place, str) and (name == 'pretrained_pth' or os.path.isabs(place) or place.count('/') != 1)
-        if is_path and isinstance(other, str) and other != place and not os.path.exists(os.path.expanduser(place)):
-            logger.warning('%s %s of the checkpoint is gone; taking %s from the config', name, place, other)
-            parts[name] = other
-    return parts
-
-
 def _write_adapter(
     trained: Trained, folder: Path, *, base: Base, record: ExportRecord, dtype: torch.dtype | None = None
 ) -> None:
@@ -162,8 +128,8 @@ def _write_adapter(
     write_record(record, folder)
     modules = saved_modules(trained, base=base)
     name = os.path.abspath(base.name_or_path) if os.path.isdir(base.name_or_path) else base.name_or_path
-    config = adapter_config(trained, base_name=name, modules_to_save=modules)
-    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + '\n', 'utf-8')
+    config = adapter_config(trained, base=base, base_name=name, modules_to_save=modules)
+    write_json(folder / ADAPTER_CONFIG, config)
     tensors = adapter_tensors(trained, base=base)
     save_file(
         {key: _cast(tensor, dtype) for key, tensor in tensors.items()}, folder / ADAPTER_WEIGHTS, {'format': 'pt'}

@@ -13,10 +13,7 @@ from transformers import PreTrainedModel
 from vlmtune.apps.export.adapters import attach_adapter, find_adapter
 from vlmtune.apps.export.common import (
     base_dtype,
-    check_output,
-    check_shard_size,
     choose_layout,
-    new_folder,
     parse_export_dtype,
     save_model,
     write_processor_files,
@@ -24,6 +21,7 @@ from vlmtune.apps.export.common import (
 from vlmtune.apps.export.merged_weights import merged_weights
 from vlmtune.apps.export.model_card import write_card
 from vlmtune.apps.export.original import Changed, changed_files, write_original
+from vlmtune.apps.export.output_folder import check_output, check_shard_size, new_folder
 from vlmtune.apps.export.record import ExportRecord, read_record
 from vlmtune.families import find_family
 from vlmtune.layouts import Weight, read_config

@@ -1,10 +1,9 @@
 """``vlmtune convert merge --is-clip``: a vision encoder and its LoRA adapter become one vision encoder."""
 
 import logging
-import shutil
 from pathlib import Path
 
-from vlmtune.apps.export.common import check_output, check_shard_size, new_folder
+from vlmtune.apps.export.output_folder import check_output, check_shard_size, copy_inside, new_folder
 from vlmtune.apps.export.weight_files import write_files
 from vlmtune.layouts import Weight, open_weights
 from vlmtune.layouts.llava_weights import adapted_weights, tower_names
@@ -51,7 +50,7 @@ def merge_clip(base: str, adapter: str, output: str, *, max_shard_size: str = '5
         for pattern in _BESIDE:
             for file in source.glob(pattern):
                 if not file.name.endswith('.index.json'):
-                    shutil.copyfile(file, staging / file.name)
+                    copy_inside(file, staging / file.name, root=source)
         write_files(merged, staging, max_shard_size=max_shard_size)
     logger.info('wrote the merged vision encoder to %s', target)
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
@@ -13,12 +12,14 @@ from safetensors import safe_open
 from torch import Tensor
 
 from vlmtune.apps.export.common import IMAGE_FILE, load_processor
+from vlmtune.apps.export.output_folder import copy_inside
 from vlmtune.data import Processor
 from vlmtune.layouts import Layout, Weight, open_weights, to_original
 from vlmtune.layouts.view import TEMPLATE_FILE
 from vlmtune.layouts.weights import INDEX_FILES
 from vlmtune.models.lazy_model import LazyModel
-from vlmtune.utils.errors import CheckpointError, ConfigError, ModelError
+from vlmtune.utils.errors import ConfigError, ModelError
+from vlmtune.utils.json_files import write_json
 from vlmtune.utils.pretrained import find_folder, read_source_json
 from vlmtune.utils.tensor_file import TensorLayout, write_tensors
 
@@ -166,21 +167,14 @@ class _Values(Mapping[str, Tensor]):
 
 def _copy_files(source: Path, folder: Path) -> None:
     """Copy what is neither weights, hidden, nor the model card of the base."""
-    roots = [source.resolve()]
-    if source.parent.name == 'snapshots':  # the hub's cache: files are links into a folder beside the snapshots
-        roots.append(source.resolve().parents[1])
     for path in sorted(source.rglob('*')):
         name = path.relative_to(source)
         if path.is_dir() or name.name in _NOT_COPIED or path.suffix.lower() in _WEIGHTS:
             continue
         if any(part.startswith('.') or part == '__pycache__' for part in name.parts):
             continue
-        if not path.is_file():
-            raise CheckpointError(f'{path} is no file, or a link to none; remove it')
-        if not any(path.resolve().is_relative_to(root) for root in roots):
-            raise CheckpointError(f'{path} is a link that leads out of {source}; put the file itself there')
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, folder / name)
+        copy_inside(path, folder / name, root=source)
 
 
 # ---- weights
@@ -221,9 +215,9 @@ def _metadata(file: Path) -> dict[str, str]:
 def _write_index(source: Path, folder: Path, *, names: Mapping[Path, str], weights: Mapping[str, Weight]) -> None:
     """The index of several files: that of the base, or one of the same form where the base has files of torch.save."""
     if (source / INDEX_FILES[0]).is_file():
-        shutil.copyfile(source / INDEX_FILES[0], folder / INDEX_FILES[0])
+        copy_inside(source / INDEX_FILES[0], folder / INDEX_FILES[0], root=source)
     elif len(names) > 1:
         size = sum(weight.dtype.itemsize * torch.Size(weight.shape).numel() for weight in weights.values())
         places = {name: names[weight.file] for name, weight in sorted(weights.items())}
         index = {'metadata': {'total_size': size}, 'weight_map': places}
-        (folder / INDEX_FILES[0]).write_text(json.dumps(index, indent=2) + '\n', 'utf-8')
+        write_json(folder / INDEX_FILES[0], index)

@@ -1,6 +1,5 @@
 """The projector of a LLaVA alone, in the folder that XTuner writes it in."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from safetensors.torch import save_file
 
 from vlmtune.apps.export.trained import Base, Trained
 from vlmtune.utils.errors import ConfigError
+from vlmtune.utils.json_files import write_json
 
 FOLDER = 'projector'
 _MODEL_TYPE = 'llava'
@@ -50,4 +50,4 @@ def write_projector(trained: Trained, folder: Path, *, base: Base, dtype: torch.
     place = folder / FOLDER
     place.mkdir()
     save_file(tensors, place / 'model.safetensors', {'format': 'pt'})
-    (place / 'config.json').write_text(json.dumps(settings, indent=2) + '\n', 'utf-8')
+    write_json(place / 'config.json', settings)

@@ -10,8 +10,7 @@ import httpx2
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from vlmtune.apps.export.adapters import ADAPTER_CONFIG, base_of
-from vlmtune.engine.manifest import MANIFEST
+from vlmtune.apps.export.adapters import ADAPTER_CONFIG, base_of, refuse_checkpoint
 from vlmtune.utils.errors import CheckpointError, ConfigError, UserError, one_line
 from vlmtune.utils.extras import need
 from vlmtune.utils.hub import first_line, hub_answers, why_no_answer
@@ -61,10 +60,7 @@ def check_folder(folder: str) -> Path:
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise CheckpointError(f'{path.absolute()} is no folder; expected an export of vlmtune convert')
-    if (path / MANIFEST).is_file():
-        raise CheckpointError(
-            f'{path} is a checkpoint, which nobody else can load; export it: vlmtune convert pth_to_hf'
-        )
+    refuse_checkpoint(path)
     if not any((path / name).is_file() for name in ('config.json', ADAPTER_CONFIG)):
         raise CheckpointError(f'{path} has neither config.json nor {ADAPTER_CONFIG}; expected an export')
     inside = path.resolve()

@@ -1,16 +1,17 @@
 """``vlmtune convert quantize``: a model whose language model has 4-bit weights, in the files of AWQ or GPTQ."""
 
-import json
 import logging
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from vlmtune.apps.export.common import base_dtype, check_output, new_folder, overlay_processor_files
+from vlmtune.apps.export.common import base_dtype, overlay_processor_files
+from vlmtune.apps.export.output_folder import check_output, copy_inside, new_folder
 from vlmtune.config import load_config
 from vlmtune.data import Processor
 from vlmtune.evaluation.questions import open_questions
@@ -19,12 +20,14 @@ from vlmtune.layouts import find_layout, read_config
 from vlmtune.models import load_model
 from vlmtune.utils.errors import ConfigError, ModelError, one_line
 from vlmtune.utils.extras import need
+from vlmtune.utils.json_files import read_object
 from vlmtune.utils.pretrained import FAILURES
 
 logger = logging.getLogger(__name__)
 
 Method: TypeAlias = Literal['awq', 'gptq']
 _FORMATS = {'awq': 'auto_awq', 'gptq': 'auto_gptq'}
+_LEAST = 64  # tokens of text, for tuning to make sense
 _STEPS = 200  # per layer, where there are rows to tune the rounding on
 _CARD = """
 
@@ -56,7 +59,7 @@ def quantize(
         method: whose files to write. AWQ's have a zero point per group, GPTQ's are symmetric.
         data: config with a ``train_dataloader`` whose rows tune the rounding; their images are left out.
         samples: rows of those.
-        max_length: tokens of a row that are used.
+        max_length: tokens of a block; rows are joined.
         group_size: weights that share a scale; has to divide the width of every layer.
 
     Raises:
@@ -80,7 +83,7 @@ def quantize(
     settings: dict[str, Any] = dict(
         scheme='W4A16', group_size=group_size, sym=method == 'gptq', iters=_STEPS if texts else 0,
         dataset=texts or [torch.arange(32)[None] % config.get_text_config().vocab_size], nsamples=max(1, len(texts)),
-        seqlen=min([max_length, *(text.shape[1] for text in texts)]) if texts else 32, batch_size=1,
+        seqlen=texts[0].shape[1] if texts else 32, batch_size=1,
         device_map='cuda' if torch.cuda.is_available() else 'cpu', enable_torch_compile=False,
     )  # fmt: skip
     if family.has_vision:  # it asks for something to save beside the weights; the files of the model replace that
@@ -95,7 +98,7 @@ def quantize(
         (config_file,) = Path(inner).rglob('config.json')
         for file in config_file.parent.iterdir():
             shutil.move(file, staging / file.name)
-        _add_files(Path(model).expanduser(), staging, method=method, group_size=group_size, rows=len(texts))
+        _add_files(Path(model).expanduser(), staging, method=method, group_size=group_size, texts=texts)
     logger.info('wrote the quantised model to %s', target)
 
 
@@ -107,33 +110,53 @@ def _check_groups(model: Any, paths: tuple[str, ...], *, group_size: int) -> Non
 
 
 def _texts(data: str | None, processor: Processor, *, samples: int, max_length: int) -> list[Tensor]:
-    """Questions and answers of a data set as long[1, L], without the tokens of images."""
+    """Questions and answers of a data set as blocks, without the tokens of images.
+
+    Raises:
+        ConfigError: they are hardly any text.
+    """
     if data is None:
         return []
     cfg = load_config(data)
     texts = []
-    for question in open_questions(cfg.train_dataloader.dataset, processor, limit=samples):
+    stored = cfg.get('plan_cache_dir')
+    for question in open_questions(cfg.train_dataloader.dataset, processor, limit=samples, cache_dir=stored):
         answer = processor.tokenizer(question.references[0] if question.references else '', add_special_tokens=False)
         ids = torch.cat(
             [torch.as_tensor(question.prompt.input_ids), torch.tensor(answer['input_ids'], dtype=torch.long)]
         )
-        if processor.family.has_vision:
-            ids = ids[ids != processor.image_token_id]
-        texts.append(ids[None, :max_length])
-    return texts
+        texts.append(ids[ids != processor.image_token_id] if processor.family.has_vision else ids)
+    if (count := sum(map(len, texts))) < min(_LEAST, max_length):
+        raise ConfigError(f'--data {data}: {len(texts)} rows have {count} tokens of text, expected {_LEAST} at least')
+    return blocks(texts, length=max_length)
 
 
-def _add_files(source: Path, folder: Path, *, method: str, group_size: int, rows: int) -> None:
+def blocks(texts: Sequence[Tensor], *, length: int) -> list[Tensor]:
+    """Texts one after another, cut into parts of one length: AutoRound cuts all to the shortest, and that may be short.
+
+    Args:
+        texts: each long[L].
+        length: of a block; where all texts together are shorter, there is one block of that.
+
+    Returns:
+        Each long[1, length]; what is over is left out.
+    """
+    joined = torch.cat(list(texts))
+    length = min(length, len(joined))
+    return list(joined[: len(joined) // length * length].view(-1, 1, length))
+
+
+def _add_files(source: Path, folder: Path, *, method: str, group_size: int, texts: Sequence[Tensor]) -> None:
     """Processor files, generation config and card of the model, the last with a word on its bits."""
     overlay_processor_files(source, folder)
     for name in ('generation_config.json', 'README.md'):
         if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+            copy_inside(source / name, folder / name, root=source)
     how = (
-        f'AutoRound tuned the rounding on {rows} rows of the training data.'
-        if rows
+        f'AutoRound tuned the rounding on {len(texts)} blocks of {texts[0].shape[1]} tokens of the training data.'
+        if texts
         else 'Rounded to the nearest value.'
     )
-    bits = json.loads((folder / 'config.json').read_text('utf-8'))['quantization_config']['bits']
+    bits = read_object(folder / 'config.json')['quantization_config']['bits']
     with (folder / 'README.md').open('a', encoding='utf-8') as file:
         file.write(_CARD.format(bits=bits, group_size=group_size, method=method.upper(), how=how))

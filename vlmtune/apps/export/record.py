@@ -1,12 +1,12 @@
 """``vlmtune_export.json``: what an adapter of ours needs to be put on its base exactly as it was trained."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from vlmtune.utils.errors import CheckpointError
+from vlmtune.utils.json_files import read_object, write_json
 
 RECORD_FILE = 'vlmtune_export.json'
 _VERSION = 1
@@ -42,7 +42,7 @@ class ExportRecord:
 def write_record(record: ExportRecord, folder: Path) -> None:
     """Write it beside the adapter."""
     content = dict(version=_VERSION, **asdict(record))
-    (folder / RECORD_FILE).write_text(json.dumps(content, indent=2) + '\n', 'utf-8')
+    write_json(folder / RECORD_FILE, content)
 
 
 def read_record(folder: Path) -> ExportRecord | None:
@@ -53,23 +53,8 @@ def read_record(folder: Path) -> ExportRecord | None:
     """
     if not (folder / RECORD_FILE).is_file():
         return None
-    content = read_json(folder / RECORD_FILE)
+    content = read_object(folder / RECORD_FILE)
     names = [field.name for field in fields(ExportRecord) if field.name != 'metrics' or 'metrics' in content]
     if content.get('version') != _VERSION or any(name not in content for name in names):
         raise CheckpointError(f'{folder / RECORD_FILE} is not a version {_VERSION} record of an adapter')
     return ExportRecord(**{name: content[name] for name in names})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file of settings.
-
-    Raises:
-        CheckpointError: it holds something else.
-    """
-    try:
-        content = json.loads(path.read_text('utf-8'))
-    except ValueError as error:
-        raise CheckpointError(f'{path} is not valid json ({error})') from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f'{path} holds no settings')
-    return content

@@ -11,17 +11,18 @@ from torch import Tensor
 
 from vlmtune.apps.export.check_inputs import ask
 from vlmtune.apps.export.common import load_processor
-from vlmtune.apps.export.trained import Trained, check_fit, read_base, read_trained, vocabulary_rows
+from vlmtune.apps.export.trained import (
+    Base,
+    Trained,
+    build_untrained,
+    find_base,
+    read_base,
+    read_trained,
+    vocabulary_rows,
+)
 from vlmtune.config import load_config
 from vlmtune.data import Processor
-from vlmtune.engine.strategies import to_device
 from vlmtune.layouts import find_source
-from vlmtune.models import SupervisedFinetune
-from vlmtune.utils.device import find_device
-from vlmtune.utils.errors import ConfigError
-
-_KEY = 'pretrained_model_name_or_path'
-_SETTINGS = ('tune', 'lora', 'quantization', 'dtype', 'attn_implementation', 'revision')
 
 
 @dataclass(frozen=True)
@@ -57,31 +58,21 @@ def trained_reference(config: str, checkpoint: str) -> Reference:
         UserError: it is missing, damaged, or its base model is.
     """
     trained = read_trained(Path(checkpoint).expanduser())
-    source = trained.model_settings.get(_KEY) or (load_config(config).get('model') or {}).get(_KEY)
-    if not source:
-        raise ConfigError(f'neither {config} nor {checkpoint} has a model with {_KEY}')
-    base = read_base(find_source(source))
-    check_fit(trained, base=base)
+    base = read_base(find_source(find_base(trained, fallback=load_config(config).get('model') or {})))
     processor = load_processor(base.name_or_path, over=trained.processor_files)
     rows = vocabulary_rows(trained, base=base)
     shapes = _shapes(base.outline, rows=rows, resized={*base.family.embeddings, *base.family.lm_head})
-    untrained, logits, dtype = _ask(trained, base.name_or_path, processor, rows=rows)
+    untrained, logits, dtype = _ask(trained, base, processor)
     rounds = trained.model_settings.get('quantization') == 'int8'
     return Reference(logits, untrained, shapes, processor, dtype, rounds)
 
 
-def _ask(
-    trained: Trained, base: str, processor: Processor, *, rows: int | None
-) -> tuple[list[Tensor], list[Tensor], torch.dtype]:
-    settings = {name: trained.model_settings[name] for name in _SETTINGS if trained.model_settings.get(name)}
-    model = SupervisedFinetune(base, **settings, vocab_size=rows, device=str(find_device()))
-    to_device(model, find_device())
+def _ask(trained: Trained, base: Base, processor: Processor) -> tuple[list[Tensor], list[Tensor], torch.dtype]:
+    model = build_untrained(trained, base=base)
     untrained = ask(model.model, processor, autocast_dtype=model.dtype)
-    places = model.named_trainable()
-    for name, tensor in trained.tensors.items():
-        places[name].copy_(tensor)
+    model.load_trainable(trained.tensors)
     logits, dtype = ask(model.model, processor, autocast_dtype=model.dtype), model.dtype
-    del model, places
+    del model
     gc.collect()
     return untrained, logits, dtype
 

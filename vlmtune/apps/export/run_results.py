@@ -6,20 +6,18 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-_VALIDATION = 'validation.jsonl'
-_TEST = ('test', 'metrics.json')
-_NO_METRICS = ('iteration', 'epoch', 'seconds', 'samples')
+from vlmtune.engine.run_layout import NOT_METRICS, RESULT_FILE, TEST_FOLDER, VALIDATION_FILE
 
 
 def read_results(checkpoint: Path) -> dict[str, dict[str, float]]:
     """Metrics of ``iter_N.pth`` by where they come from, 'test' and 'validation'; files that are not there say nothing.
 
-    A file that is broken says nothing, either: it takes no part in the export.
+    A file that is broken says nothing, either, nor does a test that asked only the first questions (``--limit``).
     """
     work_dir, name = checkpoint.absolute().parent, checkpoint.name.removesuffix('.pth')
     iteration = name.rpartition('_')[2]
-    tested = _objects(work_dir / _TEST[0] / name / _TEST[1])
-    lines = [row for row in _objects(work_dir / _VALIDATION) if str(row.get('iteration')) == iteration]
+    tested = [result for result in _objects(work_dir / TEST_FOLDER / name / RESULT_FILE) if not result.get('limit')]
+    lines = [row for row in _objects(work_dir / VALIDATION_FILE) if str(row.get('iteration')) == iteration]
     found = dict(test=_numbers(tested[-1].get('metrics')) if tested else {}, validation=_numbers(lines[-1:]))
     return {name: metrics for name, metrics in found.items() if metrics}
 
@@ -46,4 +44,4 @@ def _numbers(found: Any) -> dict[str, float]:
     if not isinstance(row, Mapping):
         return {}
     numbers = {name: value for name, value in row.items() if isinstance(value, Real) and not isinstance(value, bool)}
-    return {name: float(value) for name, value in numbers.items() if name not in _NO_METRICS}
+    return {name: float(value) for name, value in numbers.items() if name not in NOT_METRICS}

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import logging
 import os
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,12 +15,19 @@ from transformers import PreTrainedConfig
 
 from vlmtune.engine.checkpoint import ADAPTER_FILE, CONFIG_FILE, PROCESSOR_DIR, WEIGHTS_FILE
 from vlmtune.engine.manifest import verify
+from vlmtune.engine.strategies import to_device
 from vlmtune.families import Family, find_family
 from vlmtune.layouts import read_config
+from vlmtune.models import SupervisedFinetune
 from vlmtune.models.loading import build_outline
 from vlmtune.models.tuning import part_of
-from vlmtune.utils.errors import CheckpointError
+from vlmtune.utils.device import find_device
+from vlmtune.utils.errors import CheckpointError, ConfigError
 
+logger = logging.getLogger(__name__)
+
+_BASE = 'pretrained_model_name_or_path'
+_SETTINGS = ('tune', 'lora', 'quantization', 'dtype', 'revision')  # those that make it the model that it is
 _LORA = '.lora_'
 
 
@@ -33,6 +41,7 @@ class Trained:
         tensors: trained weights by their names inside the transformers model.
         settings: its resolved config as plain data; classes are strings.
         adapter_config: PEFT's settings if a part was tuned by LoRA, else None.
+        digest: of the trained weights.
     """
 
     path: Path
@@ -40,6 +49,7 @@ class Trained:
     tensors: Mapping[str, Tensor]
     settings: Mapping[str, Any]
     adapter_config: Mapping[str, Any] | None
+    digest: str
 
     @property
     def processor_files(self) -> Path:
@@ -69,7 +79,7 @@ class Trained:
 
     def data_names(self) -> list[str]:
         """The data sets that it was trained on: names of files and folders, ids on a hub."""
-        return list(dict.fromkeys(_data_names(self.settings.get('train_dataloader'))))
+        return list(dict.fromkeys(data_names(self.settings.get('train_dataloader'))))
 
 
 def read_trained(path: Path) -> Trained:
@@ -80,7 +90,7 @@ def read_trained(path: Path) -> Trained:
     """
     manifest = verify(path)
     if missing := [name for name in (WEIGHTS_FILE, CONFIG_FILE) if name not in manifest['files']]:
-        raise CheckpointError(f'{path} has no {" and no ".join(missing)}, so it cannot be exported')
+        raise CheckpointError(f'{path} has no {" and no ".join(missing)}, so it can be neither exported nor tested')
     _refuse_additions(path, known=manifest['files'])
     has_adapter = ADAPTER_FILE in manifest['files']
     return Trained(
@@ -89,6 +99,7 @@ def read_trained(path: Path) -> Trained:
         tensors=load_file(path / WEIGHTS_FILE),
         settings=read_plain_config((path / CONFIG_FILE).read_text('utf-8')),
         adapter_config=json.loads((path / ADAPTER_FILE).read_text('utf-8')) if has_adapter else None,
+        digest=manifest['files'][WEIGHTS_FILE]['sha256'],
     )
 
 
@@ -135,13 +146,14 @@ def _plain(node: ast.expr) -> Any:
         return ast.unparse(node)
 
 
-def _data_names(node: Any, key: str = '') -> Iterator[str]:
+def data_names(node: Any, key: str = '') -> Iterator[str]:
+    """Every ``path`` of a config or a part of one: names of files and folders, ids on a hub."""
     if isinstance(node, Mapping):
         for name, value in node.items():
-            yield from _data_names(value, name)
+            yield from data_names(value, name)
     elif isinstance(node, list):
         for value in node:
-            yield from _data_names(value, key)
+            yield from data_names(value, key)
     elif key == 'path' and isinstance(node, str):
         local = os.path.isabs(node) or node.startswith(('.', '~')) or os.path.exists(node)
         yield os.path.basename(node.rstrip('/')) if local else node
@@ -158,6 +170,44 @@ class Base:
     family: Family
     config: PreTrainedConfig
     outline: nn.Module
+
+
+def find_base(trained: Trained, *, fallback: Mapping[str, Any]) -> str | Mapping[str, Any]:
+    """Where the base model is, or its parts are: as the checkpoint says, or, if that is gone, as the config says.
+
+    Args:
+        trained: the checkpoint.
+        fallback: the ``model`` of a config.
+
+    Raises:
+        ConfigError: neither says.
+    """
+    recorded, given = trained.model_settings.get(_BASE), fallback.get(_BASE)
+    if not recorded:
+        if not given:
+            raise ConfigError(f'neither the config nor {trained.path} has a model with {_BASE}')
+        return given if isinstance(given, Mapping) else str(given)
+    if isinstance(recorded, Mapping):
+        return _parts_at_hand(recorded, given=given if isinstance(given, Mapping) else {})
+    is_gone = not os.path.isdir(os.path.expanduser(recorded)) and (os.path.isabs(recorded) or recorded.count('/') != 1)
+    if is_gone and isinstance(given, str) and given != recorded:
+        logger.warning('%s, the base model of the checkpoint, is gone; taking %s from the config', recorded, given)
+        return given
+    if given and given != recorded:
+        logger.info('the base model is %s, as the checkpoint says, not %s', recorded, given)
+    return str(recorded)
+
+
+def _parts_at_hand(recorded: Mapping[str, Any], *, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a LLaVA as the checkpoint says; local ones that are gone as the config says."""
+    parts = dict(recorded)
+    for name, place in recorded.items():
+        other = given.get(name)
+        is_path = isinstance(place, str) and (name == 'pretrained_pth' or os.path.isabs(place) or place.count('/') != 1)
+        if is_path and isinstance(other, str) and other != place and not os.path.exists(os.path.expanduser(place)):
+            logger.warning('%s %s of the checkpoint is gone; taking %s from the config', name, place, other)
+            parts[name] = other
+    return parts
 
 
 def read_base(name_or_path: str) -> Base:
@@ -198,3 +248,23 @@ def check_fit(trained: Trained, *, base: Base) -> None:
             f'{trained.path} was not trained from {base.name_or_path}: {len(wrong)} of its tensors have no place there '
             f'(first: {wrong[0]}); use the config that made it'
         )
+
+
+def build_untrained(trained: Trained, *, base: Base, attn_implementation: str = 'sdpa') -> SupervisedFinetune:
+    """The base model with the settings that a checkpoint was trained with, and none of its weights.
+
+    Args:
+        trained: the checkpoint.
+        base: of ``find_base``.
+        attn_implementation: as of ``SupervisedFinetune``; the one of the training may need another device.
+
+    Raises:
+        UserError: the base model cannot be loaded, or does not fit.
+    """
+    check_fit(trained, base=base)
+    settings = {name: trained.model_settings[name] for name in _SETTINGS if trained.model_settings.get(name)}
+    rows = vocabulary_rows(trained, base=base)
+    settings |= dict(vocab_size=rows, attn_implementation=attn_implementation, device=str(find_device()))
+    model = SupervisedFinetune(base.name_or_path, **settings)
+    to_device(model, find_device())
+    return model

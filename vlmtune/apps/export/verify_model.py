@@ -24,7 +24,7 @@ from vlmtune.evaluation.generation import answering, encode_prompt, prompt_input
 from vlmtune.layouts import find_layout, read_config
 from vlmtune.models import load_model
 from vlmtune.models.loading import DTYPES
-from vlmtune.structures import IGNORE_INDEX, Conversation, ImagePart, ImageRef, Message, Sample, TextPart
+from vlmtune.structures import IGNORE_INDEX, Conversation, ImageRef, Sample, user_message
 from vlmtune.utils.device import find_device
 from vlmtune.utils.errors import ConfigError, ModelError
 
@@ -118,7 +118,7 @@ def verify(path: str, *, dtype: str, device: torch.device) -> Verification:
     warnings: list[str] = []
     with answering(model):
         loss = _sentence_loss(model, processor)
-        cases = [_case(model, processor, 'text', Conversation(_asks(QUESTION)))]
+        cases = [_case(model, processor, 'text', Conversation((user_message(QUESTION),)))]
         if processor.family.has_vision:
             cases += _picture_cases(model, processor, warnings)
     chance = math.log(model.get_input_embeddings().get_parameter('weight').shape[0])
@@ -144,10 +144,6 @@ def verify(path: str, *, dtype: str, device: torch.device) -> Verification:
 # ---- what is asked
 
 
-def _asks(text: str, *, images: int = 0) -> tuple[Message, ...]:
-    return (Message('user', (*(ImagePart(i) for i in range(images)), TextPart(text))),)
-
-
 def picture(*, inverted: bool = False) -> ImageRef:
     """A sky, a meadow, a sun and a red house, made of numbers: the same bits everywhere."""
     width, height = PICTURE
@@ -165,10 +161,9 @@ def picture(*, inverted: bool = False) -> ImageRef:
 
 
 def _picture_cases(model: PreTrainedModel, processor: Processor, warnings: list[str]) -> list[Case]:
-    one = _case(model, processor, 'picture', Conversation(_asks(ABOUT_PICTURE, images=1), (picture(),)))
-    other = _case(
-        model, processor, 'inverted picture', Conversation(_asks(ABOUT_PICTURE, images=1), (picture(inverted=True),))
-    )
+    asked = (user_message(ABOUT_PICTURE, images=[0]),)
+    one = _case(model, processor, 'picture', Conversation(asked, (picture(),)))
+    other = _case(model, processor, 'inverted picture', Conversation(asked, (picture(inverted=True),)))
     if one.logits == other.logits:
         warnings.append('the logits do not feel what is on the picture: its features do not reach the language model')
     return [one, other]

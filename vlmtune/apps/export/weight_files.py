@@ -1,6 +1,5 @@
 """Weights in files of transformers, written tensor by tensor."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from vlmtune.layouts import Weight
 from vlmtune.layouts.weights import INDEX_FILES
 from vlmtune.models.lazy_model import LazyModel, in_files, units
+from vlmtune.utils.json_files import write_json
 from vlmtune.utils.tensor_file import layout_of, write_tensors
 
 _PATTERN = 'model{suffix}.safetensors'
@@ -59,4 +59,4 @@ def _write(
     if split.is_sharded:
         count = sum(tensor.numel() for tensor in outlines.values())
         index = dict(metadata={**split.metadata, 'total_parameters': count}, weight_map=split.tensor_to_filename)
-        (folder / INDEX_FILES[0]).write_text(json.dumps(index, indent=2, sort_keys=True) + '\n', 'utf-8')
+        write_json(folder / INDEX_FILES[0], index)

@@ -27,8 +27,10 @@ def report(folders: Sequence[str], *, out: str | None = None, png: str | None = 
         count: how many questions of tests are shown, the worst first.
 
     Raises:
-        UserError: a folder holds no run, or a file cannot be written.
+        UserError: a folder holds no run, a file cannot be written, or ``png`` has another ending.
     """
+    if png is not None and Path(png).suffix.lower() != '.png':
+        raise UserError(f'--png {png}: expected a name that ends in .png')
     runs = read_runs(folders)
     if png is not None:
         write_png(runs, Path(png))

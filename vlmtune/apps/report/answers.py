@@ -1,16 +1,15 @@
 """Answers as HTML: test results with failures first, and sample answers on the way."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
+from vlmtune.apps.html.pictures import Pictures
+from vlmtune.apps.html.words import chip, folded, text
 from vlmtune.apps.report.differences import differences
-from vlmtune.apps.report.pictures import Pictures
-from vlmtune.apps.report.run_files import Result, Row, Run, is_number
-from vlmtune.apps.report.words import chip, folded, text
-from vlmtune.evaluation.evaluator import is_better
+from vlmtune.apps.report.run_files import Result, Row, Run, is_less_better, is_number
 from vlmtune.utils.errors import DataError
 
 _MARKS = {'extra': 'ins', 'missing': 'del'}
@@ -58,8 +57,8 @@ def main_metric(results: Sequence[NamedResult]) -> str:
     return next((name for row in rows for name, value in _scores(row).items() if is_number(value)), '')
 
 
-def cards(results: Sequence[NamedResult]) -> list[Card]:
-    """Equal questions together, the worst first; unscored ones keep their order."""
+def cards(results: Sequence[NamedResult], *, rules_from: Sequence[Mapping[str, Any]]) -> list[Card]:
+    """Equal questions together, the worst first by the ``rules`` of those dicts; unscored ones keep their order."""
     metric = main_metric(results)
     grouped: dict[str, list[tuple[NamedResult, Row]]] = {}
     for one in results:
@@ -67,7 +66,8 @@ def cards(results: Sequence[NamedResult]) -> list[Card]:
             key = json.dumps([row['index'], row.get('where'), row.get('question')])
             grouped.setdefault(key, []).append((one, row))
     values = [_scores(row).get(metric) for one in results for row in one.result.rows]
-    best = _best(metric, [value for value in values if is_number(value)])
+    is_less = is_less_better(metric, rules_from)
+    best = _best([value for value in values if is_number(value)], is_less=is_less)
     made = []
     for pairs in grouped.values():
         losses = [_loss(row, metric, best) for one, row in pairs if one.is_last or not any(o.is_last for o, _ in pairs)]
@@ -80,9 +80,9 @@ def _scores(row: Row) -> dict[str, Any]:
     return scores if isinstance(scores, dict) else {}
 
 
-def _best(metric: str, values: Sequence[float]) -> float:
+def _best(values: Sequence[float], *, is_less: bool) -> float:
     """The value of a perfect answer: 0 of an error rate, else 1, or 100 where that is the scale."""
-    if metric and is_better(metric) == 'less':
+    if is_less:
         return 0.0
     return 100.0 if max(values, default=0) > 1 else 1.0
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from vlmtune.apps.report.run_files import Result, Run, is_number
 from vlmtune.apps.report.svg import FIRST_LAYER, Line, Point, areas, averaged, in_columns, plot
+from vlmtune.engine.run_layout import NOT_METRICS
 
 PHASES = ('data', 'vision', 'llm', 'optimizer')
 _SHOWN = {
@@ -19,7 +20,6 @@ _SHOWN = {
 }
 _EXACT = ('lr', 'memory_mib')  # they do not scatter
 _ELSEWHERE = {'step', 'epoch', 'loss', 'samples', 'time', 'data_time_share', *(f'{phase}_time' for phase in PHASES)}
-_NOT_METRICS = {'iteration', 'epoch', 'seconds', 'samples'}
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _time_plots(runs: Sequence[Run]) -> Iterator[Plot]:
 
 def validation_metrics(runs: Sequence[Run]) -> list[str]:
     """Names of what validations have measured."""
-    return [*dict.fromkeys(n for run in runs for row in run.validations for n in row if n not in _NOT_METRICS)]
+    return [*dict.fromkeys(n for run in runs for row in run.validations for n in row if n not in NOT_METRICS)]
 
 
 def validation_plots(runs: Sequence[Run]) -> list[Plot]:
@@ -118,8 +118,7 @@ def _thinned(points: Sequence[Point], *, most: int = 500) -> list[Point]:
 
 def megapixels(row: dict) -> float:
     """Of all images of a prediction."""
-    sizes = row.get('image_sizes') or []
-    return sum(w * h for w, h in (size for size in sizes if len(size) == 2)) / 1e6
+    return sum(w * h for w, h in row.get('image_sizes') or []) / 1e6
 
 
 def median(points: Sequence[Point]) -> float | None:

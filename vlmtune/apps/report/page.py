@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean
 from typing import Any
 
+from vlmtune.apps.html.pictures import Pictures
+from vlmtune.apps.html.words import chip, folded, page, table, text
 from vlmtune.apps.report.answers import NamedResult, card_html, cards, chat_html, main_metric, name_results
 from vlmtune.apps.report.curves import (
     Plot,
@@ -15,12 +17,9 @@ from vlmtune.apps.report.curves import (
     validation_plots,
     window_of,
 )
-from vlmtune.apps.report.pictures import Pictures
-from vlmtune.apps.report.run_files import Run, image_folders, is_number, settings_of
+from vlmtune.apps.report.run_files import Run, image_folders, is_less_better, is_number, settings_of
+from vlmtune.apps.report.style import STYLE
 from vlmtune.apps.report.svg import compact
-from vlmtune.apps.report.template import PAGE
-from vlmtune.apps.report.words import chip, folded, table, text
-from vlmtune.evaluation.evaluator import is_better
 
 _ONLY_FAILURES = '<input type="checkbox" id="only"><label for="only">hide what is answered perfectly</label>'
 
@@ -36,11 +35,9 @@ def as_page(runs: Sequence[Run], *, count: int, budget: int) -> str:
     pictures = Pictures([folder for run in runs for folder in image_folders(run.config)], budget=budget)
     made = [(title, inside) for title, inside in _sections(runs, pictures, count=count) if inside]
     title = ', '.join(run.name for run in runs)
-    return PAGE.substitute(
-        title=text(title),
-        links=' '.join(f'<a href="#{_anchor(name)}">{name}</a>' for name, _ in made),
-        body='\n'.join(f'<section id="{_anchor(name)}"><h2>{name}</h2>{inside}</section>' for name, inside in made),
-    )
+    links = ' '.join(f'<a href="#{_anchor(name)}">{name}</a>' for name, _ in made)
+    body = '\n'.join(f'<section id="{_anchor(name)}"><h2>{name}</h2>{inside}</section>' for name, inside in made)
+    return page(f'<nav>{links}</nav>\n{body}', title=title, style=STYLE)
 
 
 def _anchor(name: str) -> str:
@@ -54,7 +51,8 @@ def _sections(runs: Sequence[Run], pictures: Pictures, *, count: int) -> Iterato
     yield 'Validation', _plots(validation_plots(runs))
     yield 'Sample answers', ''.join(chat_html(runs, pictures))
     yield 'Tests', _tests(results)
-    yield 'Answers', _answers(results, pictures, count=count)
+    rules_from = [*(row for run in runs for row in run.validations), *(one.result.summary for one in results)]
+    yield 'Answers', _answers(results, pictures, count=count, rules_from=rules_from)
     yield 'Parts', ''.join(_parts(run, several=len(runs) > 1) for run in runs)
     yield 'Config', _configs(runs)
 
@@ -97,7 +95,7 @@ def _facts(run: Run) -> dict[str, str]:
         facts['loss at the end'] = f'{mean(last):.4g}' + (f' (mean of {len(last)} steps)' if len(last) > 1 else '')
     for name in validation_metrics([run]):
         if points := run.validation_series(name):
-            at, best = (min if is_better(name) == 'less' else max)(points, key=lambda p: p[1])
+            at, best = (min if is_less_better(name, run.validations) else max)(points, key=lambda p: p[1])
             facts[f'best validation {name}'] = f'{best:.4g} at step {at:,}'
     facts |= _speed(run)
     if run.starts > 1:
@@ -164,10 +162,12 @@ def _cell(value: object) -> str:
     return compact(value) if is_number(value) else text('' if value is None else value)
 
 
-def _answers(results: Sequence[NamedResult], pictures: Pictures, *, count: int) -> str:
+def _answers(
+    results: Sequence[NamedResult], pictures: Pictures, *, count: int, rules_from: Sequence[Mapping[str, Any]]
+) -> str:
     if not results:
         return ''
-    found, metric = cards(results), main_metric(results)
+    found, metric = cards(results, rules_from=rules_from), main_metric(results)
     right = sum(card.loss <= 1e-9 for card in found)
     last = f' by {text(results[-1].name)}' if len(results) > 1 and sum(one.is_last for one in results) == 1 else ''
     shown = f'{count:,} of them, the worst first' if len(found) > count else 'the worst first'

@@ -5,18 +5,26 @@ A folder may be that of a run that was killed, goes on, or is broken: what canno
 
 import ast
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from vlmtune.apps.parts_table import PARTS_FILE
+from vlmtune.engine.checkpoint import CONFIG_FILE
+from vlmtune.engine.run_layout import (
+    CHAT_FILE,
+    METRICS_FILE,
+    PARTS_FILE,
+    PREDICTIONS_FILE,
+    RESULT_FILE,
+    TEST_FOLDER,
+    VALIDATION_FILE,
+    VALIDATION_FOLDER,
+)
+from vlmtune.evaluation.metrics import LESS_IS_BETTER
 from vlmtune.utils.errors import UserError, one_line
 
-METRICS_FILE, CONFIG_FILE = 'metrics.jsonl', 'config.py'  # in each log folder
-VALIDATION_FILE, CHAT_FILE = 'validation.jsonl', 'evaluate_chat.jsonl'  # in the work dir
-PREDICTIONS_FILE, RESULT_FILE = 'predictions.jsonl', 'metrics.json'  # in test/NAME and validation/iter_N
+_LARGEST = 1e18  # of numbers that are drawn, which leaves out infinity and NaN
 
 Row = dict[str, Any]
 
@@ -85,7 +93,21 @@ def numbers(rows: Sequence[Row], *, at: str, name: str) -> list[tuple[float, flo
 
 def is_number(value: object) -> TypeGuard[float]:
     """Whether a value can be drawn."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
+
+
+def is_less_better(name: str, results: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a score counts errors: as the last of ``results`` says, or else the built-in metric of that name."""
+    told = {one: rule for row in results if isinstance(row.get('rules'), dict) for one, rule in row['rules'].items()}
+    return told.get(name) == 'less' if name in told else name in ('loss', *LESS_IS_BETTER)
+
+
+def _is_prediction(row: Row) -> bool:
+    """Whether the sizes of its images, which the report calculates with, are pairs of numbers."""
+    sizes = row.get('image_sizes') or []
+    return isinstance(sizes, list) and all(
+        isinstance(size, list) and len(size) == 2 and all(map(is_number, size)) for size in sizes
+    )
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
@@ -106,11 +128,11 @@ def _read_run(folder: Path, name: str) -> Run:
     steps = _later_wins([row for log in logs for row in reader.rows(log / METRICS_FILE, at='step')], at='step')
     validations = _later_wins(reader.rows(folder / VALIDATION_FILE, at='iteration'), at='iteration')
     chats = _later_wins(reader.rows(folder / CHAT_FILE, at='iteration'), at='iteration', same=('input', 'images'))
-    results = [*reader.results(folder / 'test')] or [*reader.results(folder / 'validation')][-1:]
+    results = [*reader.results(folder / TEST_FOLDER)] or [*reader.results(folder / VALIDATION_FOLDER)][-1:]
     if not (steps or validations or chats or results):
         raise UserError(
             f'WORK_DIR {folder}: no run has written here; expected {METRICS_FILE} in a log folder, {VALIDATION_FILE}, '
-            f'{CHAT_FILE} or test/*/{PREDICTIONS_FILE}'
+            f'{CHAT_FILE} or {TEST_FOLDER}/*/{PREDICTIONS_FILE}'
         )
     starts = sorted(path.parent for path in folder.glob(f'*/{CONFIG_FILE}') if path.parent.suffix != '.pth')
     parts = next((found for log in reversed(starts) if (found := reader.parts(log / PARTS_FILE))), [])
@@ -142,13 +164,13 @@ class _Reader:
             self._note(path, f'cannot be read ({error.strerror})')
             return ''
 
-    def rows(self, path: Path, *, at: str) -> list[Row]:
-        """The JSON objects of a file that have the integer ``at``; a kill leaves a torn line."""
+    def rows(self, path: Path, *, at: str, is_sound: Callable[[Row], bool] = lambda row: True) -> list[Row]:
+        """The JSON objects of a file that have the integer ``at`` and are sound; a kill leaves a torn line."""
         if not path.is_file():
             return []
         lines = self.text(path).split('\n')
         found = [row for line in lines if line.strip() and isinstance(row := _parse(line), dict)]
-        rows = [row for row in found if isinstance(row.get(at), int) and not isinstance(row[at], bool)]
+        rows = [row for row in found if isinstance(row.get(at), int) and is_number(row[at]) and is_sound(row)]
         if bad := sum(bool(line.strip()) for line in lines) - len(rows):
             self._note(path, f'{bad} {"line" if bad == 1 else "lines"} could not be read')
         return rows
@@ -160,7 +182,7 @@ class _Reader:
     def results(self, folder: Path) -> Iterator[Result]:
         """Of every folder inside; iter_9 before iter_10."""
         for path in sorted(folder.glob(f'*/{PREDICTIONS_FILE}'), key=lambda p: _natural(p.parent.name)):
-            rows = {row['index']: row for row in self.rows(path, at='index')}
+            rows = {row['index']: row for row in self.rows(path, at='index', is_sound=_is_prediction)}
             summary = path.with_name(RESULT_FILE)
             content = _parse(self.text(summary)) if summary.is_file() else {}
             if rows:

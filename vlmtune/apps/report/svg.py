@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal, TypeAlias
 
-from vlmtune.apps.report.words import text
+from vlmtune.apps.html.words import text
 
 Point: TypeAlias = tuple[float, float]
 Look: TypeAlias = Literal['line', 'faint', 'dots', 'scatter']
@@ -148,7 +148,7 @@ def _draw(line: Line, axes: _Axes) -> str:
     colour = f'c{line.colour % COLOURS}'
     points = line.points if line.look in ('dots', 'scatter') else _lowest_and_highest(line.points)
     places = [axes.place(point) for point in points]
-    drawn = '' if line.look == 'scatter' else f'<path class="{line.look} {colour}" d="{_path(places)}"/>'
+    drawn = '' if line.look == 'scatter' or not places else f'<path class="{line.look} {colour}" d="{_path(places)}"/>'
     if line.look in ('dots', 'scatter') or len(places) == 1:
         for (x, y), (at, value) in zip(places, points, strict=True):
             told = f'<title>{compact(at)}: {value:.6g}</title>'

@@ -26,7 +26,7 @@ class CheckpointHook(Hook):
         save_optimizer: without it, checkpoints are smaller and a run cannot be resumed from them.
         save_best: a score of the validation, 'val/loss' or 'val/cer': the step at which it was best is saved, stays
             besides the newest ones, and is named by the file ``best_checkpoint`` of the work dir.
-        rule: 'greater' or 'less' is better; None: what the name of the score says.
+        rule: 'greater' or 'less' is better; None: what the metric says.
     """
 
     priority = 'VERY_LOW'  # after the schedulers have moved on
@@ -53,7 +53,8 @@ class CheckpointHook(Hook):
         """
         if not self.save_optimizer:
             logger.warning('save_optimizer=False: checkpoints hold weights only, this run cannot be resumed')
-        if self.monitor is not None and runner.val_loop is not None and runner.val_loop.history:
+        if self.monitor is not None and runner.val_loop is not None:
+            self.monitor.ask(runner.val_loop.evaluator)
             self._name_best(runner)
         if runner._resume is True and runner.rank == 0:  # a kill right behind a save leaves what it would have removed
             checkpoint.purge(Path(runner.work_dir), keep=self.max_keep_ckpts)
@@ -70,8 +71,14 @@ class CheckpointHook(Hook):
             self.save(runner)
 
     def after_val(self, runner: Any) -> None:
-        """Save what is the best so far, and the step at which a run stops early."""
+        """Save what is the best so far, and the step at which a run stops early.
+
+        Raises:
+            ConfigError: there is no such score as ``save_best``.
+        """
         history, done = runner.val_loop.history, runner.train_loop.steps_done
+        if self.monitor is not None:
+            self.monitor.check_last(history)
         is_best = self.monitor is not None and self.monitor.best(history) == len(history) - 1
         if done and (is_best or runner.train_loop.stop_training):
             self.save(runner)

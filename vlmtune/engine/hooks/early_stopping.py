@@ -21,7 +21,7 @@ class EarlyStoppingHook(Hook):
     Args:
         monitor: a score of the validation: 'val/loss', 'val/cer'.
         patience: validations that may pass without a better one.
-        rule: 'greater' or 'less' is better; None: what the name of the score says.
+        rule: 'greater' or 'less' is better; None: what the metric says.
         min_delta: what a value has to be better by to count; a value that is not finite never does.
 
     Raises:
@@ -41,10 +41,16 @@ class EarlyStoppingHook(Hook):
     def before_train(self, runner: Any) -> None:
         """A resumed run may have had its last validation."""
         if runner.val_loop is not None:
+            self.monitor.ask(runner.val_loop.evaluator)
             self._look(runner)
 
     def after_val(self, runner: Any) -> None:
-        """Look back."""
+        """Look back.
+
+        Raises:
+            ConfigError: there is no such score as ``monitor``.
+        """
+        self.monitor.check_last(runner.val_loop.history)
         self._look(runner)
 
     def _look(self, runner: Any) -> None:

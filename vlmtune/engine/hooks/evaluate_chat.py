@@ -12,18 +12,18 @@ from mmengine.hooks import Hook
 from vlmtune.data.images import load_image
 from vlmtune.engine import ranks
 from vlmtune.engine.optim import unwrap
+from vlmtune.engine.run_layout import CHAT_FILE
 from vlmtune.engine.state import rng_state, set_rng_state
 from vlmtune.engine.trackers import Trackers
 from vlmtune.evaluation import generate
 from vlmtune.evaluation.evaluator import check_generation
 from vlmtune.evaluation.stopping import as_stop_strings
 from vlmtune.registry import HOOKS
-from vlmtune.structures import Conversation, ImagePart, ImageRef, Message, Part, TextPart
+from vlmtune.structures import Conversation, ImageRef, Message, TextPart, user_message
 from vlmtune.utils.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
-RECORDS_FILE = 'evaluate_chat.jsonl'
 _SHOWN = 512  # pixels of the longer edge, at most: trackers keep every picture of every evaluation
 
 
@@ -69,7 +69,7 @@ class EvaluateChatHook(Hook):
         self.every_n_iters = every_n_iters
         self.generation = dict(generation or {}, max_new_tokens=max_new_tokens)
         check_generation(self.generation, where='EvaluateChatHook.generation')
-        self.stop_words = as_stop_strings(stop_words)
+        self.stop_words = as_stop_strings(stop_words, name='EvaluateChatHook.stop_words')
 
     def _for_each(self, given: Any, *, name: str) -> list[Any]:
         entries = [given] * len(self.inputs) if given is None or isinstance(given, str) else list(given)
@@ -124,7 +124,7 @@ class EvaluateChatHook(Hook):
         return answers
 
     def _record(self, runner: Any, iteration: int, answers: list[str]) -> None:
-        with Path(runner.work_dir, RECORDS_FILE).open('a', encoding='utf-8') as file:
+        with Path(runner.work_dir, CHAT_FILE).open('a', encoding='utf-8') as file:
             for i, (conversation, answer) in enumerate(zip(self.conversations, answers, strict=True)):
                 images = [str(image) for image in conversation.images]
                 where, asked = f' {images}' if images else '', self.inputs[i]
@@ -150,7 +150,6 @@ class EvaluateChatHook(Hook):
 
 def _conversation(question: str, images: str | Sequence[str] | None, system: str | None) -> Conversation:
     paths = [] if images is None else [images] if isinstance(images, str) else list(images)
-    parts: list[Part] = [ImagePart(i) for i in range(len(paths))]
-    messages = [Message('system', (TextPart(system),))] if system else []
-    messages.append(Message('user', (*parts, TextPart(question))))
-    return Conversation(tuple(messages), tuple(ImageRef(path=path) for path in paths))
+    start = (Message('system', (TextPart(system),)),) if system else ()
+    asked = user_message(question, images=range(len(paths)))
+    return Conversation((*start, asked), tuple(ImageRef(path=path) for path in paths))

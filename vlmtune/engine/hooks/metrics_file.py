@@ -6,9 +6,9 @@ from typing import Any
 
 from mmengine.hooks import Hook
 
+from vlmtune.engine.run_layout import METRICS_FILE
 from vlmtune.registry import HOOKS
 
-METRICS_FILE = 'metrics.jsonl'
 _OF_THE_STEP = ('loss', 'grad_norm')
 
 

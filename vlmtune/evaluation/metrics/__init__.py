@@ -47,7 +47,11 @@ PACKAGES: Mapping[str, str] = MappingProxyType(
 )
 """{metric: the module that it needs}; all come with the extra ``metrics``."""
 
+LESS_IS_BETTER = frozenset({'cer', 'wer'})
+"""The built-in metrics that count errors."""
+
 __all__ = [
+    'LESS_IS_BETTER',
     'METRICS',
     'PACKAGES',
     'anls',

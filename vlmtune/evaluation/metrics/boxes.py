@@ -1,5 +1,6 @@
 """Metrics of boxes in answers, in pixels of the upright image whatever the model counts."""
 
+import logging
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,6 +9,8 @@ from vlmtune.data import Processor
 from vlmtune.data.boxes import Box, read_boxes
 from vlmtune.evaluation.metrics.pairs import References, in_pairs
 from vlmtune.structures import ImageSize
+
+logger = logging.getLogger(__name__)
 
 
 def box_iou(
@@ -24,7 +27,8 @@ def box_iou(
     Both texts are read in the convention of the model's family and brought to pixels of the upright image. The boxes of
     an answer are matched with those of its reference, one to one, the best overlap first. ``box_iou`` is the sum of the
     overlaps by the larger number of boxes; ``box_f1`` counts pairs that overlap by ``threshold`` or more. With one box
-    each they are the IoU and the Acc@0.5 of referring expressions. Without boxes in both, an answer is right.
+    each they are the IoU and the Acc@0.5 of referring expressions. Without boxes in both, an answer is right. Rows
+    without such an image do not count; where no row has one, there is no score.
 
     Args:
         predictions: what the model wrote.
@@ -35,20 +39,28 @@ def box_iou(
         threshold: intersection by union.
 
     Raises:
-        ValueError: the two differ in length or are empty, or a row has no such image.
+        ValueError: the two differ in length or are empty.
     """
-    overlaps, f1 = [], []
+    overlaps, f1, boxes_expected = [], [], 0
     for i, (prediction, found) in enumerate(in_pairs(predictions, references)):
         sizes = samples[i]['image_sizes']
         if not -len(sizes) <= image < len(sizes):
-            raise ValueError(f'{samples[i].get("where", i)} has {len(sizes)} images; box_iou looks at image {image}')
+            continue
         width, height = sizes[image]
         size = ImageSize(height=height, width=width)
         ours = read_boxes(prediction, processor=processor, image_size=size)
         theirs = [read_boxes(reference, processor=processor, image_size=size) for reference in found]
+        boxes_expected += sum(map(len, theirs))
         pairs = [(matched_overlaps(ours, boxes), len(boxes)) for boxes in theirs]
         overlaps.append(max(_share(sum(matched), max(len(ours), count)) for matched, count in pairs))
         f1.append(max(_share(2 * sum(o >= threshold for o in matched), len(ours) + count) for matched, count in pairs))
+    left_out = len(samples) - len(overlaps)
+    if not overlaps:
+        return {}
+    if left_out:
+        logger.warning('box_iou: %d of %d rows have no image %d and do not count', left_out, len(samples), image)
+    if not boxes_expected and len(overlaps) > 1:
+        logger.warning('box_iou: no reference holds a box as the model writes them, so that answers without are right')
     return dict(box_iou=statistics.fmean(overlaps), box_f1=statistics.fmean(f1))
 
 

@@ -1,12 +1,37 @@
-"""Small pieces of HTML; every text of a run goes through ``text`` before it stands in the page."""
+"""Pages that run and fetch nothing, and small pieces of HTML; what others wrote goes through ``text`` into them."""
 
 import re
 from collections.abc import Sequence
 from html import escape
+from string import Template
 
 from vlmtune.utils.secrets import without_secrets
 
 _FORBIDDEN = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]')
+
+_PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<link rel="icon" href="data:,">
+<title>$title</title>
+<style>
+$style
+</style>
+</head>
+<body>
+<h1>$title</h1>
+$body
+</body>
+</html>
+""")
+
+
+def page(body: str, *, title: str, style: str) -> str:
+    """One file, no script, nothing fetched; ``body`` and ``style`` are HTML and CSS, ``title`` is any text."""
+    return _PAGE.substitute(title=text(title), style=style, body=body)
 
 
 def text(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Thumbnails inside the page, each file once in memory, all together no larger than a page may be."""
+"""Pictures inside the page; thumbnails are made once of each file, all together no larger than a page may be."""
 
 import base64
 import io
@@ -6,12 +6,21 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from vlmtune.data.images import load_image
 from vlmtune.structures import ImageRef
 from vlmtune.utils.errors import DataError
 
 SIDE = 320  # pixels, the longest side of a thumbnail
 _QUALITY = 80
+
+
+def data_uri(picture: Image.Image) -> str:
+    """The picture as a JPEG."""
+    buffer = io.BytesIO()
+    picture.save(buffer, 'JPEG', quality=_QUALITY)
+    return 'data:image/jpeg;base64,' + base64.b64encode(buffer.getvalue()).decode('ascii')
 
 
 class Pictures:
@@ -60,7 +69,5 @@ class Pictures:
                 troubles.append(error)
                 continue
             picture.thumbnail((SIDE, SIDE))
-            buffer = io.BytesIO()
-            picture.save(buffer, 'JPEG', quality=_QUALITY)
-            return 'data:image/jpeg;base64,' + base64.b64encode(buffer.getvalue()).decode('ascii')
+            return data_uri(picture)
         raise troubles[0]

@@ -1,16 +1,6 @@
-"""The frame and the style sheet of the page; the classes c0 to c7 are the colours of runs."""
+"""The style sheet of the page; the classes c0 to c7 are the colours of runs."""
 
-from string import Template
-
-PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<link rel="icon" href="data:,">
-<title>$title</title>
-<style>
+STYLE = """
 :root { color-scheme: light dark; --back: #fff; --card: #fff; --ink: #1d2129; --soft: #667085; --line: #dfe3e8;
   --bad: #c5362b; --good: #1a7f4b; --extra: #ffdcd7; --missing: #d9f2e2;
   --c0: #2563c9; --c1: #d9730d; --c2: #1f8f5f; --c3: #b03a8f; --c4: #8a6d1d; --c5: #0f8ca8; --c6: #7a52cc;
@@ -73,13 +63,4 @@ del { background: var(--missing); text-decoration: underline dotted }
 #only { margin-right: .4em } body:has(#only:checked) .card.right { display: none }
 details { margin: .5rem 0 } summary { cursor: pointer; color: var(--soft) }
 pre { font: 12.5px/1.5 ui-monospace, monospace; background: var(--card); border: 1px solid var(--line);
-border-radius: 8px; padding: .75rem; overflow-wrap: normal }
-</style>
-</head>
-<body>
-<h1>$title</h1>
-<nav>$links</nav>
-$body
-</body>
-</html>
-""")
+border-radius: 8px; padding: .75rem; overflow-wrap: normal }"""

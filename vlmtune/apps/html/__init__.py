@@ -1,0 +1,1 @@
+"""What pages of HTML share: their frame, texts without markup, pictures inside the page."""
