@@ -90,7 +90,7 @@ def test_a_setting_that_is_none(name, key, value, original, refused):
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
-        ('{"weight_map":' + '[' * 100_000, 'is no json'),
+        ('{"weight_map":' + '[' * 100_000, 'is not valid json'),
         (json.dumps({'weight_map': {'a': '../../../etc/passwd'}}), r'lacks \.\./\.\./'),
         (json.dumps({'weight_map': {'a': 'b' * 5000}}), 'lacks bbbb'),
         (json.dumps({'weight_map': {'a': 'b\nc\x1b[2J'}}), r'lacks b\\nc\\x1b\[2J'),

@@ -102,7 +102,9 @@ def test_ctrl_c_stops_the_answer_and_nothing_else(sit_down, talker, tmp_path):
     while len(person.seen) < start + 20:  # it is talking
         person.seen += os.read(person.terminal, 4096).decode()
     person.type(CTRL_C)
-    person.type(f'unfinished line{CTRL_C}')
+    os.write(person.terminal, b'unfinished line')
+    person.read_until('unfinished line')  # Ctrl-C in the moment before readline listens would wait for the next key
+    person.type(CTRL_C)
     person.type(CTRL_C)
     person.type(f'/save {tmp_path}/talk.jsonl\n')
     assert person.leave() == 0
