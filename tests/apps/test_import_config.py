@@ -157,3 +157,10 @@ def test_nothing_is_overwritten(imported, tmp_path, capsys):
     assert imported(LLAVA)[0] == 1
     assert (tmp_path / 'ours.py').read_text() == 'precious'
     assert 'expected the name of a new .py file' in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_there(tmp_path, capsys):
+    assert main(['import-config', str(tmp_path / 'none.py'), str(tmp_path / 'ours.py')]) == 1
+    assert capsys.readouterr().err.endswith(
+        'none.py cannot be read: No such file or directory; expected an XTuner config\n'
+    )

@@ -62,8 +62,7 @@ def import_config(source: str, output: str) -> None:
     """Write the config ``output`` that trains what the XTuner config ``source`` trains.
 
     Raises:
-        ConfigError: ``source`` is no config of a LLaVA or an InternVL, or holds what has no place here; ``output``
-            exists.
+        ConfigError: ``source`` is none of a LLaVA or an InternVL, or holds what has no place; ``output`` exists.
     """
     target = Path(output).expanduser()
     if target.suffix != '.py' or target.exists():
@@ -94,8 +93,8 @@ def read_names(path: Path) -> dict[str, Any]:
     """
     try:
         tree = ast.parse(path.read_text('utf-8'))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f'{path} cannot be read: {error}') from error
+    except OSError as error:
+        raise ConfigError(f'{path} cannot be read: {error.strerror}; expected an XTuner config') from error
     except (SyntaxError, ValueError) as error:
         raise ConfigError(f'{path} is no Python file: {error}') from error
     found: dict[str, Any] = {}
