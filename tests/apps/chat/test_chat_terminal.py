@@ -7,6 +7,7 @@ import pty
 import select
 import signal
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -65,6 +66,19 @@ class Person:
         os.write(self.terminal, text.encode())
         return self.read_until(until)
 
+    def interrupt(self):
+        """Press Ctrl-C at the prompt: a signal that comes before readline sleeps in ``select`` waits for the next key."""
+        end = time.monotonic() + PATIENCE
+        while not self._is_listening():
+            assert time.monotonic() < end, f'it does not listen after {self.seen!r}'
+            time.sleep(0.01)
+        return self.type(CTRL_C)
+
+    def _is_listening(self):
+        takes_keys = not termios.tcgetattr(self.terminal)[3] & termios.ICANON  # readline has set up the terminal
+        state = Path(f'/proc/{self.child}/stat').read_text(encoding='utf-8').rpartition(') ')[2]
+        return takes_keys and state.startswith('S')
+
     def leave(self, text=f'{CTRL_D}'):
         os.write(self.terminal, text.encode())
         end = time.monotonic() + PATIENCE
@@ -103,9 +117,9 @@ def test_ctrl_c_stops_the_answer_and_nothing_else(sit_down, talker, tmp_path):
         person.seen += os.read(person.terminal, 4096).decode()
     person.type(CTRL_C)
     os.write(person.terminal, b'unfinished line')
-    person.read_until('unfinished line')  # Ctrl-C in the moment before readline listens would wait for the next key
-    person.type(CTRL_C)
-    person.type(CTRL_C)
+    person.read_until('unfinished line')
+    person.interrupt()
+    person.interrupt()
     person.type(f'/save {tmp_path}/talk.jsonl\n')
     assert person.leave() == 0
     (question, answer) = openai_map_fn(json.loads((tmp_path / 'talk.jsonl').read_text(encoding='utf-8'))).messages
@@ -157,7 +171,7 @@ def test_the_command_at_a_real_terminal_with_the_model_of_the_quickstart(tmp_pat
     person.type(f'/image {tmp_path}/white.png\n', until='[1 image(s)] > ')
     answer = person.type('is there a red shaq\x7fpe?\n', until='\n> ').splitlines()[1]
     assert answer in ('yes', 'no')
-    person.type(CTRL_C)
+    person.interrupt()
     assert person.leave() == 0
     assert 'is there a red shape?' in (tmp_path / '.cache' / 'vlmtune' / 'chat_history').read_text(encoding='utf-8')
 
