@@ -26,8 +26,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vlmtune.apps.export.merge import merge
+from vlmtune.apps.export.model_files import write_weights
 from vlmtune.apps.export.record import ExportRecord, write_record
-from vlmtune.apps.export.weight_files import write_weights
 from vlmtune.layouts import Weight, open_weights, read_config
 from vlmtune.models.lazy_model import LazyModel
 from vlmtune.models.loading import build_outline

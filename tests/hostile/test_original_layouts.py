@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import struct
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -205,7 +206,37 @@ def test_a_tokenizer_model_that_lies(name, original, refused):
         pass
 
 
-# ---- what an export copies
+# ---- what is copied
+
+
+LINKS = {'points': 'vocab.json', 'internvl_chat': 'merges.txt', 'minicpmv2': 'chat_template.jinja'}
+
+
+@pytest.mark.parametrize('name', LINKS)
+def test_a_link_to_a_file_of_the_user(name, original, refused, tmp_path):
+    folder = original(name)
+    (tmp_path / 'key').write_text('<image> private')
+    if name == 'internvl_chat':
+        (folder / 'tokenizer.model').unlink()  # beside which no other file of a tokenizer is read
+    (folder / LINKS[name]).unlink(missing_ok=True)
+    (folder / LINKS[name]).symlink_to(tmp_path / 'key')
+    message = f'{LINKS[name]} is a link that leads out of {folder}; put the file itself there'
+    with refused(message, ModelError), native_view(str(folder)):
+        pass
+
+
+@pytest.mark.parametrize('name', LINKS)
+def test_links_of_the_hub_cache_are_followed(name, tiny_model, tmp_path):
+    files = shutil.copytree(tiny_model(name), tmp_path / 'blobs')
+    template = f'{{{{ messages }}}}{find_layout(str(files)).image_token or ""}'
+    (files / 'chat_template.jinja').write_text(template)
+    folder = tmp_path / 'snapshots' / 'abc'
+    folder.mkdir(parents=True)
+    for path in files.iterdir():
+        (folder / path.name).symlink_to(path)
+    with native_view(str(folder)) as view:
+        assert not any(path.is_symlink() for path in Path(view).iterdir())
+        assert (Path(view) / 'chat_template.jinja').read_text() == template
 
 
 @pytest.mark.parametrize('make', [os.mkfifo, lambda path: path.symlink_to(path.name)], ids=['a pipe', 'a loop'])

@@ -1,6 +1,6 @@
 """Pickles under every name that a program of this field gives them. What they hold is never run.
 
-Elsewhere: ``meta.config`` of an mmengine checkpoint that would end the process, tests/engine/test_load_from.py.
+Elsewhere: ``meta.config`` of an mmengine checkpoint that would end the process, tests/engine/test_foreign_weights.py.
 """
 
 import builtins

@@ -18,8 +18,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from vlmtune.apps.export.common import save_model, write_processor_files
+from vlmtune.apps.export.model_files import save_model
 from vlmtune.apps.export.original import write_original
+from vlmtune.apps.export.processor_files import write_processor_files
 from vlmtune.layouts import find_layout
 from vlmtune.layouts.llava_parts import find_source
 from vlmtune.models.lazy_model import LazyModel

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlmtune.apps.data.train_data import build_dataset, build_processor, members_of, open_parts, read_data_config
-from vlmtune.apps.export.adapters import ADAPTER_CONFIG, base_of, refuse_checkpoint
+from vlmtune.apps.export.adapters import refuse_checkpoint
 from vlmtune.apps.export.check import check_export
 from vlmtune.apps.export.check_inputs import joint_processor
-from vlmtune.apps.export.common import IMAGE_FILE
+from vlmtune.data.processor_files import IMAGE_FILE
 from vlmtune.families import Family, find_family
 from vlmtune.layouts import find_layout, read_config
 from vlmtune.models.quantization import stored_quantization
+from vlmtune.utils.adapter_folder import base_of, is_adapter
 from vlmtune.utils.errors import CheckpointError, ConfigError
 from vlmtune.utils.extras import need
 from vlmtune.utils.ports import listen
@@ -103,7 +104,7 @@ def _servable(directory: str) -> Path:
     if not folder.is_dir():
         raise CheckpointError(f'{folder} is no folder; expected a model that vlmtune convert wrote')
     refuse_checkpoint(folder)
-    if (folder / ADAPTER_CONFIG).is_file():
+    if is_adapter(folder):
         base = base_of(folder) or 'BASE'
         raise CheckpointError(
             f'{folder} is an adapter, and a server loads models; merge it: vlmtune convert merge {base} {folder} OUT'

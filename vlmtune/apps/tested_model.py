@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
-from vlmtune.apps.chat.answering import load_answerer, split_adapter_folder
-from vlmtune.apps.export.adapters import ADAPTER_CONFIG, base_of, find_adapter
-from vlmtune.apps.export.common import load_processor
+from vlmtune.apps.chat.answering import load_answerer
+from vlmtune.apps.export.adapters import find_adapter
+from vlmtune.apps.export.processor_files import load_processor
 from vlmtune.apps.export.trained import Trained, build_untrained, find_base, read_base, read_trained
 from vlmtune.data import Processor
 from vlmtune.engine.manifest import MANIFEST
 from vlmtune.layouts import find_source
+from vlmtune.utils.adapter_folder import split_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def load_tested_processor(cfg: Config, checkpoint: Trained | str | Mapping[str, 
     settings = {name: cfg.processor[name] for name in _SETTINGS if cfg.processor.get(name)}
     if isinstance(checkpoint, Trained):
         return load_processor(_base_of(checkpoint, cfg), over=checkpoint.processor_files, **settings)
-    base, adapter = split_adapter_folder(checkpoint, None) if isinstance(checkpoint, str) else (checkpoint, None)
+    base, adapter = split_adapter(checkpoint) if isinstance(checkpoint, str) else (checkpoint, None)
     return load_processor(find_source(base), over=find_adapter(adapter) if adapter else None, **settings)
 
 
@@ -102,11 +103,9 @@ def _load_trained(cfg: Config, trained: Trained) -> TestedModel:
 
 def _key_of_files(checkpoint: str | Mapping[str, Any]) -> str:
     """The names of a model's files, their sizes and when they were changed; of an adapter with those of its base."""
-    named = [checkpoint] if isinstance(checkpoint, str) else [str(value) for value in checkpoint.values()]
-    if isinstance(checkpoint, str) and (Path(checkpoint).expanduser() / ADAPTER_CONFIG).is_file():
-        named.append(base_of(Path(checkpoint).expanduser()) or '')
+    named = split_adapter(checkpoint) if isinstance(checkpoint, str) else checkpoint.values()
     seen = []
-    for name in named:
+    for name in map(str, filter(None, named)):
         folder = Path(name).expanduser()
         files = sorted(file for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
         seen.append((name, [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]))

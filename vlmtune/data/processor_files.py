@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 # Files of the source that describe how text and images are joined; other programs look for all of them.
 JOINT_FILE = 'processor_config.json'
 JOINT_TEMPLATE_FILE = 'chat_template.json'  # read before chat_template.jinja by AutoProcessor, and not by AutoTokenizer
-_IMAGE_FILE = 'preprocessor_config.json'
+IMAGE_FILE = 'preprocessor_config.json'
 _COPIED_FILES = ('video_preprocessor_config.json',)
-SOURCE_FILES = (JOINT_FILE, _IMAGE_FILE, *_COPIED_FILES)
+SOURCE_FILES = (JOINT_FILE, IMAGE_FILE, *_COPIED_FILES)
 """What a processor has to remember of the files that it was read from, to write them again."""
 
 
@@ -33,12 +33,12 @@ def save_processor_files(processor: 'Processor', directory: Path) -> None:
     if template := JOINT_TEMPLATES.get(processor.tokenizer.chat_template):
         write_json(directory / JOINT_TEMPLATE_FILE, {'chat_template': template})
     joint = copy.deepcopy(processor.source_files[JOINT_FILE])
-    source_image = processor.source_files[_IMAGE_FILE] or {}
+    source_image = processor.source_files[IMAGE_FILE] or {}
     image = json.loads(processor.image_processor.to_json_string())
     processor_class = source_image.get('processor_class') or (joint or {}).get('processor_class')
     if processor_class:
         image['processor_class'] = processor_class
-    write_json(directory / _IMAGE_FILE, image)
+    write_json(directory / IMAGE_FILE, image)
     if joint is not None:
         if 'image_processor' in joint:
             joint['image_processor'] = image
@@ -53,5 +53,5 @@ def stored_image_settings(source_files: Mapping[str, Mapping[str, Any] | None]) 
     """What the files of a model say of its image processor, of ``SOURCE_FILES``."""
     joint = source_files[JOINT_FILE] or {}
     inside = joint.get('image_processor')
-    files = (joint, inside if isinstance(inside, Mapping) else {}, source_files[_IMAGE_FILE] or {})
+    files = (joint, inside if isinstance(inside, Mapping) else {}, source_files[IMAGE_FILE] or {})
     return {name: value for content in files for name, value in content.items() if value is not None}

@@ -25,7 +25,6 @@ WEIGHTS_FILE = 'model.safetensors'
 TRAINER_FILE = 'trainer.json'
 CONFIG_FILE = 'config.py'
 PROCESSOR_DIR = 'processor'
-ADAPTER_FILE = 'adapter_config.json'
 POINTER = 'last_checkpoint'
 BEST_POINTER = 'best_checkpoint'
 _NAME = re.compile(r'iter_(\d+)\.pth')

@@ -8,12 +8,13 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
-from vlmtune.engine.checkpoint import ADAPTER_FILE, WEIGHTS_FILE
+from vlmtune.engine.checkpoint import WEIGHTS_FILE
 from vlmtune.engine.foreign_names import adapter_name, original_names, placed
 from vlmtune.engine.manifest import MANIFEST, verify
 from vlmtune.layouts import Weight, find_layout, open_weights, read_config
 from vlmtune.layouts.weights import open_file
 from vlmtune.models import SupervisedFinetune, load_model
+from vlmtune.utils.adapter_folder import ADAPTER_CONFIG, adapter_settings, adapter_weights
 from vlmtune.utils.errors import CheckpointError
 from vlmtune.utils.json_files import read_object
 from vlmtune.utils.safe_torch import check_legacy, find_legacy_file
@@ -21,7 +22,6 @@ from vlmtune.utils.safe_torch import check_legacy, find_legacy_file
 Weights: TypeAlias = Mapping[str, Weight]
 Kind: TypeAlias = Literal['checkpoint', 'adapter', 'model', 'legacy']
 
-ADAPTER_WEIGHTS = 'adapter_model.safetensors'
 _BESIDE_ADAPTER = 'vpm_resampler_embedtokens.pt'  # what MiniCPM-V's fine-tuning code trains besides LoRA
 _PLAIN_NAME = re.compile(r'[\w.]+')
 _LEGACY = ('.pth', '.pt', '.bin', '.ckpt')
@@ -55,7 +55,7 @@ def kind_of(path: Path) -> Kind:
         CheckpointError: nothing is there, or nothing that is known.
     """
     if path.is_dir():
-        for file, kind in ((MANIFEST, 'checkpoint'), (ADAPTER_FILE, 'adapter'), ('config.json', 'model')):
+        for file, kind in ((MANIFEST, 'checkpoint'), (ADAPTER_CONFIG, 'adapter'), ('config.json', 'model')):
             if (path / file).is_file():
                 return kind  # type: ignore[return-value]
         if find_legacy_file(path) is not None:
@@ -80,8 +80,8 @@ def check_source(path: Path) -> None:
     if kind == 'checkpoint':
         verify(path, hashes=False)
     elif kind == 'adapter':
-        _adapter_settings(path)
-        open_file(path / ADAPTER_WEIGHTS)
+        adapter_settings(path)
+        open_file(adapter_weights(path))
         if (path / _BESIDE_ADAPTER).is_file():
             check_legacy(path / _BESIDE_ADAPTER)
     elif kind == 'model':
@@ -115,8 +115,8 @@ def _open_checkpoint(path: Path, model: SupervisedFinetune) -> Source:
     if WEIGHTS_FILE not in manifest['files']:
         raise CheckpointError(f'{path} has no {WEIGHTS_FILE}')
     source = _placed(path, open_file(path / WEIGHTS_FILE), model=model, is_ours=True)
-    if ADAPTER_FILE in manifest['files']:
-        _check_lora(source, read_object(path / ADAPTER_FILE), model=model)
+    if ADAPTER_CONFIG in manifest['files']:
+        _check_lora(source, adapter_settings(path), model=model)
     return source
 
 
@@ -154,21 +154,12 @@ def _places(model: SupervisedFinetune) -> dict[str, str]:
 # ---- PEFT
 
 
-def _adapter_settings(path: Path) -> dict[str, Any]:
-    settings = read_object(path / ADAPTER_FILE)
-    if settings.get('peft_type') != 'LORA':
-        raise CheckpointError(f'{path} is an adapter of type {str(settings.get("peft_type"))[:40]}, expected LORA')
-    if not (path / ADAPTER_WEIGHTS).is_file():
-        raise CheckpointError(f'{path} has no {ADAPTER_WEIGHTS}; adapters in other formats are not read')
-    return settings
-
-
 def _open_adapter(path: Path, model: SupervisedFinetune) -> Source:
-    found = open_file(path / ADAPTER_WEIGHTS)
+    found = open_file(adapter_weights(path))
     if (path / _BESIDE_ADAPTER).is_file():
         found |= open_file(path / _BESIDE_ADAPTER)
     source = _renamed(path, found, model=model)
-    _check_lora(source, _adapter_settings(path), model=model)
+    _check_lora(source, adapter_settings(path), model=model)
     return source
 
 
@@ -204,10 +195,7 @@ def _alpha(settings: Mapping[str, Any], layer: str, there: str, ours: Any) -> An
 
     Patterns are regular expressions of a stranger, so they are compared and never run.
     """
-    patterns = settings.get('alpha_pattern') or {}
-    if not isinstance(patterns, dict):
-        return str(patterns)[:80]
-    for pattern, alpha in patterns.items():
+    for pattern, alpha in (settings.get('alpha_pattern') or {}).items():
         if pattern in (ours.alpha_pattern or {}):
             if re.fullmatch(pattern, layer):  # it is one that we made
                 return alpha
@@ -215,7 +203,7 @@ def _alpha(settings: Mapping[str, Any], layer: str, there: str, ours: Any) -> An
             return alpha
         elif not _PLAIN_NAME.fullmatch(pattern):
             return f'given by {pattern[:60]!r}, which cannot be compared'
-    return settings.get('lora_alpha')
+    return settings['lora_alpha']
 
 
 # ---- Hugging Face models

@@ -11,12 +11,13 @@ from typing import Any
 
 from vlmtune.config.dump import config_text
 from vlmtune.engine import checkpoint, ranks
-from vlmtune.engine.checkpoint import ADAPTER_FILE, CONFIG_FILE, PROCESSOR_DIR, TRAINER_FILE, WEIGHTS_FILE, rng_file
+from vlmtune.engine.checkpoint import CONFIG_FILE, PROCESSOR_DIR, TRAINER_FILE, WEIGHTS_FILE, rng_file
 from vlmtune.engine.memory import state_bytes_per_weight
 from vlmtune.engine.non_finite import only_finite
 from vlmtune.engine.optim import unwrap
 from vlmtune.engine.schedules import schedule_states
 from vlmtune.engine.state import message_state, rng_state, to_json
+from vlmtune.utils.adapter_folder import ADAPTER_CONFIG
 from vlmtune.utils.disk import Written, write_file
 from vlmtune.utils.tensor_file import write_tensors
 
@@ -129,7 +130,7 @@ class Saver:
                     adapter.save_pretrained(folder)
                 for path in Path(folder).rglob('*'):
                     name = path.relative_to(folder).as_posix()
-                    if path.is_file() and (name == ADAPTER_FILE or name.startswith(PROCESSOR_DIR)):
+                    if path.is_file() and (name == ADAPTER_CONFIG or name.startswith(PROCESSOR_DIR)):
                         files[name] = path.read_bytes()
             self._unchanging = files
         return self._unchanging

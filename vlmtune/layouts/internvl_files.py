@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vlmtune.layouts.sentencepiece import MODEL_FILE, fast_tokenizer
 from vlmtune.utils.errors import ModelError
+from vlmtune.utils.guarded_copy import copy_present
 from vlmtune.utils.json_files import write_json
 from vlmtune.utils.pretrained import load_pretrained, read_source_json
 
@@ -78,9 +78,7 @@ def _load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
     if (source / MODEL_FILE).is_file():
         return fast_tokenizer(source)
     with tempfile.TemporaryDirectory(prefix='vlmtune-tokenizer-') as folder:
-        for name in _TOKENIZER_FILES:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, Path(folder) / name)
+        copy_present(_TOKENIZER_FILES, source=source, target=Path(folder), error=ModelError)
         if not any((Path(folder) / name).is_file() for name in ('tokenizer.json', 'vocab.json')):
             raise ModelError(f'{source} has no tokenizer: expected {MODEL_FILE}, tokenizer.json or vocab.json')
         write_json(Path(folder) / 'config.json', {})  # with no model type, tokenizer_config.json says what it is

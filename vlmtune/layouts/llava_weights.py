@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import LlavaConfig
 
 from vlmtune.layouts.weights import Weight, open_file, open_weights
+from vlmtune.utils.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_settings, adapter_weights
 from vlmtune.utils.errors import CheckpointError
 from vlmtune.utils.pretrained import find_folder, read_source_json
 from vlmtune.utils.safe_torch import check_legacy, find_legacy_file
@@ -33,7 +34,7 @@ _PROJECTORS = {
     'model.mm_projector.': 'projector.model.',
 }
 _PROJECTOR = tuple(f'projector.model.{layer}.{leaf}' for layer in (0, 2) for leaf in ('weight', 'bias'))
-_UNREAD = ('use_dora', 'fan_in_fan_out', 'rank_pattern', 'alpha_pattern', 'modules_to_save')  # of PEFT's settings
+_UNREAD = ('use_dora', 'fan_in_fan_out', 'rank_pattern', 'alpha_pattern', 'modules_to_save', 'bias')  # of PEFT
 
 
 @dataclass(frozen=True)
@@ -221,11 +222,12 @@ def adapted_weights(weights: Mapping[str, Weight], folder: Path, *, part: str) -
     Raises:
         CheckpointError: the adapter cannot be read, is not of plain LoRA, or does not fit.
     """
-    settings = _lora_settings(folder)
-    files = [folder / f'adapter_model.{suffix}' for suffix in ('safetensors', 'bin')]
-    file = next((file for file in files if file.is_file()), None)
-    if file is None:
-        raise CheckpointError(f'{folder} has no adapter_model.safetensors')
+    settings = adapter_settings(folder)
+    for name in _UNREAD:
+        if (value := settings.get(name)) and value != 'none':
+            raise CheckpointError(f'{folder / ADAPTER_CONFIG}: {name}={value!r} is not read; merge it with PEFT')
+    file = folder / 'adapter_model.bin'
+    file = file if file.is_file() and not (folder / ADAPTER_WEIGHTS).is_file() else adapter_weights(folder)
     updates = {name.removeprefix(_PEFT): weight for name, weight in open_file(file).items()}
     rank, alpha = settings['r'], settings['lora_alpha']
     scale = alpha / (math.sqrt(rank) if settings.get('use_rslora') else rank)
@@ -237,28 +239,6 @@ def adapted_weights(weights: Mapping[str, Weight], folder: Path, *, part: str) -
             raise CheckpointError(f'{file} holds {name}, for which {part.removesuffix(".")} has no place')
         changed[place] = _merged(weights[place], updates[down], updates[up], scale=scale, file=file)
     yield from changed.items()
-
-
-def _lora_settings(folder: Path) -> dict[str, Any]:
-    settings = read_source_json(str(folder), 'adapter_config.json') or {}
-    if settings.get('peft_type') != 'LORA':
-        raise CheckpointError(
-            f'{folder}/adapter_config.json: peft_type={settings.get("peft_type")!r}, expected an adapter of type LORA'
-        )
-    for name, least in (('r', 1), ('lora_alpha', 0)):
-        value = settings.get(name)
-        if not isinstance(value, int | float) or not least <= value < math.inf:
-            raise CheckpointError(f'{folder}/adapter_config.json: {name}={value!r}, expected a number from {least} on')
-    for name in _UNREAD:
-        if settings.get(name):
-            raise CheckpointError(
-                f'{folder}/adapter_config.json: {name}={settings[name]!r} is not read; merge it with PEFT'
-            )
-    if settings.get('bias', 'none') != 'none':
-        raise CheckpointError(
-            f'{folder}/adapter_config.json: bias={settings["bias"]!r} is not read; merge it with PEFT'
-        )
-    return settings
 
 
 def _merged(weight: Weight, down: Weight, up: Weight, *, scale: float, file: Path) -> Weight:

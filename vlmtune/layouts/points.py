@@ -5,7 +5,6 @@ model lies in one of two ways: POINTS-Reader has that of transformers, POINTS-1.
 with keys and values in one matrix, and the two halves of the gated layer in another.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from vlmtune.families import find_family
 from vlmtune.layouts.layout import Layout
 from vlmtune.layouts.names import Rule, rename
 from vlmtune.utils.errors import ModelError
+from vlmtune.utils.guarded_copy import copy_present
 from vlmtune.utils.imports import import_name
 from vlmtune.utils.json_files import write_json
 from vlmtune.utils.pretrained import read_source_json
@@ -117,9 +117,7 @@ def _from_custom_llama(llm: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_processor_files(source: Path, target: Path) -> None:
-    for name in _TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    copy_present(_TOKENIZER_FILES, source=source, target=target, error=ModelError)
     settings = _read_json(source, 'tokenizer_config.json')
     # Its chat template is that of Qwen2.5, which knows no images and adds a system message; POINTS does not use it.
     for key in ('chat_template', 'auto_map', 'processor_class'):

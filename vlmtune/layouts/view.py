@@ -1,6 +1,5 @@
 """A checkpoint in any layout, seen as transformers would have written it: config and processor files, no weights."""
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from vlmtune.layouts.config_checks import check_numbers
 from vlmtune.layouts.layout import Layout
 from vlmtune.layouts.token_ids import find_token_id
 from vlmtune.utils.errors import ModelError
+from vlmtune.utils.guarded_copy import copy_inside
 from vlmtune.utils.imports import import_name
 from vlmtune.utils.pretrained import (
     FAILURES,
@@ -89,7 +89,7 @@ def native_view(name_or_path: str, *, revision: str | None = None) -> Iterator[s
         read_config(name_or_path, revision=revision).save_pretrained(folder)
         try:
             layout.write_processor_files(source, Path(folder))
-            _copy_template(source / TEMPLATE_FILE, Path(folder), image_token=layout.image_token)
+            _copy_template(source, Path(folder), image_token=layout.image_token)
         except FAILURES as error:
             raise ModelError(
                 f'{name_or_path}: files of its tokenizer or image processor hold what is of no use: '
@@ -101,10 +101,11 @@ def native_view(name_or_path: str, *, revision: str | None = None) -> Iterator[s
             raise ModelError(str(error).replace(folder, name_or_path)) from error
 
 
-def _copy_template(own: Path, folder: Path, *, image_token: str | None) -> None:
+def _copy_template(source: Path, folder: Path, *, image_token: str | None) -> None:
     """That of an export of ours that was trained with another one; one that shows no image is of the bare LLM."""
+    own = source / TEMPLATE_FILE
     if own.is_file() and (image_token is None or image_token in own.read_text('utf-8')):
-        shutil.copyfile(own, folder / TEMPLATE_FILE)
+        copy_inside(own, folder / TEMPLATE_FILE, root=source, error=ModelError)
 
 
 def _make_known(model_type: str) -> None:

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError
 from transformers.utils import cached_file
 
+from vlmtune.utils.adapter_folder import ADAPTER_CONFIG, is_adapter
 from vlmtune.utils.errors import ConfigError, ModelError, UserError
 from vlmtune.utils.hub import first_line, hub_answers, is_modelscope, modelscope_folder, why_no_answer
 from vlmtune.utils.json_files import read_object
@@ -43,7 +44,7 @@ def check_source(
     that does not answer passes only if its config is in the cache.
 
     Raises:
-        ModelError: it can be neither.
+        ModelError: it can be neither, or is an adapter.
         ConfigError: code of a hub id would be run whose commit is not named.
     """
     if is_modelscope(name_or_path):
@@ -53,6 +54,11 @@ def check_source(
     if not os.path.isdir(path) and looks_local:
         raise ModelError(
             f'no model at {os.path.abspath(path)}; expected a folder with config.json, or a hub id such as org/name'
+        )
+    if is_adapter(Path(path)):  # whether its base, its own weights or both are loaded would differ between programs
+        raise ModelError(
+            f'{os.path.abspath(path)} is an adapter; name its base model here, or remove {ADAPTER_CONFIG} if the '
+            'weights beside it are whole'
         )
     if os.path.isdir(path) and not os.path.isfile(os.path.join(path, 'config.json')):
         raise ModelError(f'{os.path.abspath(path)} has no config.json; expected a Hugging Face model folder')

@@ -15,15 +15,14 @@ from transformers import PreTrainedModel
 
 from vlmtune.data.image_refs import shorten
 from vlmtune.engine.manifest import MANIFEST
+from vlmtune.utils.adapter_folder import ADAPTER_WEIGHTS, adapter_settings, adapter_weights, base_of
 from vlmtune.utils.errors import CheckpointError
 from vlmtune.utils.hub import is_modelscope
-from vlmtune.utils.json_files import read_object
 from vlmtune.utils.pretrained import NO_WEIGHTS, find_folder
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 _REASON = 240  # characters; PEFT lists every module
 
 
@@ -35,17 +34,11 @@ def find_adapter(adapter: str) -> Path:
     """
     folder = Path(adapter).expanduser()
     is_path = os.path.isabs(adapter) or adapter.count('/') != 1 or adapter.startswith('.')
-    if is_path and not folder.is_dir() and not is_modelscope(adapter):
-        raise CheckpointError(f'no adapter at {folder.absolute()}; expected a folder with {ADAPTER_CONFIG}')
-    folder = find_folder(adapter, patterns=(*NO_WEIGHTS, ADAPTER_WEIGHTS), what='adapter', error=CheckpointError)
+    if is_modelscope(adapter) or not is_path:
+        folder = find_folder(adapter, patterns=(*NO_WEIGHTS, ADAPTER_WEIGHTS), what='adapter', error=CheckpointError)
     refuse_checkpoint(folder)
-    if not (folder / ADAPTER_CONFIG).is_file():
-        raise CheckpointError(f'{folder} has no {ADAPTER_CONFIG}; expected a PEFT adapter, as pth_to_hf writes it')
-    if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise CheckpointError(f'{folder} has no {ADAPTER_WEIGHTS}; adapters in other formats are not read')
-    kind = read_object(folder / ADAPTER_CONFIG).get('peft_type')
-    if kind != 'LORA':
-        raise CheckpointError(f'{folder} is an adapter of type {kind}, expected LORA')
+    adapter_settings(folder)
+    adapter_weights(folder)
     return folder
 
 
@@ -59,11 +52,6 @@ def refuse_checkpoint(folder: Path) -> None:
         raise CheckpointError(
             f'{folder} is a checkpoint; write it first: vlmtune convert pth_to_hf CONFIG {folder} OUT'
         )
-
-
-def base_of(adapter: Path) -> str | None:
-    """The base model that an adapter names."""
-    return read_object(adapter / ADAPTER_CONFIG).get('base_model_name_or_path') or None
 
 
 def attach_adapter(model: PreTrainedModel, folder: Path) -> 'PeftModel':

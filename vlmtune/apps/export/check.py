@@ -11,18 +11,18 @@ from torch import Tensor
 
 from vlmtune.apps.chat.answering import load_answerer
 from vlmtune.apps.export.adapter_rules import describe, verdicts
-from vlmtune.apps.export.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of, find_adapter, refuse_checkpoint
+from vlmtune.apps.export.adapters import find_adapter, refuse_checkpoint
 from vlmtune.apps.export.check_inputs import Finding, ask, compare_inputs
-from vlmtune.apps.export.common import IMAGE_FILE
 from vlmtune.apps.export.reference import Reference, trained_reference
 from vlmtune.data import Processor
+from vlmtune.data.processor_files import IMAGE_FILE
 from vlmtune.evaluation.generation import stop_tokens
 from vlmtune.families import Family, find_family
 from vlmtune.layouts import find_layout, open_weights, read_config
 from vlmtune.models import load_model
 from vlmtune.models.loading import GENERATION_FILE, auto_class
+from vlmtune.utils.adapter_folder import ADAPTER_CONFIG, adapter_settings, adapter_weights, is_adapter
 from vlmtune.utils.device import find_device
-from vlmtune.utils.json_files import read_object
 from vlmtune.utils.pretrained import check_source, load_pretrained, read_source_json
 
 _LIMITS = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
@@ -66,14 +66,10 @@ def findings(folder: str, *, trained: tuple[str, str] | None = None) -> Iterator
     """What is found; see ``check_export``."""
     path = Path(folder).expanduser()
     refuse_checkpoint(path)
-    is_adapter = (path / ADAPTER_CONFIG).is_file()
-    if not is_adapter:
+    if not is_adapter(path):
         check_source(str(path) if path.is_dir() else folder)
     reference = None if trained is None else trained_reference(*trained)
-    if is_adapter:
-        yield from _check_adapter(path, reference)
-    else:
-        yield from _check_model(path, reference)
+    yield from (_check_adapter if is_adapter(path) else _check_model)(path, reference)
 
 
 # ---- a model
@@ -160,16 +156,16 @@ def _check_files(
 
 def _check_adapter(path: Path, reference: Reference | None) -> Iterator[Finding]:
     find_adapter(str(path))
-    if (base := base_of(path)) is None:
-        yield Finding('wrong', 'base', 'adapter_config.json names no base model; set base_model_name_or_path')
+    settings = adapter_settings(path)
+    if not (base := settings.get('base_model_name_or_path')):
+        yield Finding('wrong', 'base', f'{ADAPTER_CONFIG} names no base model; set base_model_name_or_path')
         return
     family = find_family(read_config(base).model_type)
-    with safe_open(path / ADAPTER_WEIGHTS, 'pt') as file:
+    with safe_open(adapter_weights(path), 'pt') as file:
         names = list(file.keys())
     answerer = load_answerer(str(path))
     yield Finding('ok', 'weights', f'{len(names)} tensors, put on {base} by PEFT: none is missing or without a place')
     yield from _check_logits(Loaded(answerer.model, answerer.processor, answerer.autocast_dtype), reference)
-    settings = read_object(path / ADAPTER_CONFIG)
     for verdict in verdicts(describe(settings, names, family=family, is_fused=find_layout(base) is not None)):
         if verdict.reasons:
             text = f'{"; ".join(verdict.reasons)}. Merge it: vlmtune convert merge {base} {path} OUT'

@@ -11,17 +11,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vlmtune.apps.export.adapter_layout import adapter_config, adapter_tensors, saved_modules
-from vlmtune.apps.export.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from vlmtune.apps.export.common import (
-    choose_layout,
-    overlay_processor_files,
-    parse_export_dtype,
-    save_model,
-)
 from vlmtune.apps.export.merge import merge
 from vlmtune.apps.export.model_card import Kind, write_card
+from vlmtune.apps.export.model_files import save_model
+from vlmtune.apps.export.options import base_dtype, choose_layout
 from vlmtune.apps.export.original import changed_files, write_original
 from vlmtune.apps.export.output_folder import check_output, check_shard_size, new_folder
+from vlmtune.apps.export.processor_files import overlay_processor_files
 from vlmtune.apps.export.projector import write_projector
 from vlmtune.apps.export.record import ExportRecord, write_record
 from vlmtune.apps.export.run_results import read_results
@@ -29,6 +25,8 @@ from vlmtune.apps.export.trained import Base, Trained, check_fit, find_base, rea
 from vlmtune.config import load_config
 from vlmtune.layouts import Layout, find_source
 from vlmtune.models.lazy_model import LazyModel, grow_embeddings, open_lazily, settle_ties, with_trained
+from vlmtune.models.loading import parse_dtype
+from vlmtune.utils.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from vlmtune.utils.errors import ConfigError
 from vlmtune.utils.json_files import write_json
 
@@ -76,7 +74,7 @@ def pth_to_hf(
     base = read_base(find_source(source))
     is_adapter = trained.adapter_config is not None
     chosen = _choose_layout(file_format, base=base, is_adapter=is_adapter, dtype=dtype)
-    target_dtype = parse_export_dtype(dtype, base=base.config)
+    target_dtype = base_dtype(base.config) if dtype is None else parse_dtype(dtype)
     check_fit(trained, base=base)
     record = _record(trained, base=base, config=config)
     if file_format == 'projector':

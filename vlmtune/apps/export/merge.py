@@ -11,17 +11,13 @@ import torch
 from transformers import PreTrainedModel
 
 from vlmtune.apps.export.adapters import attach_adapter, find_adapter
-from vlmtune.apps.export.common import (
-    base_dtype,
-    choose_layout,
-    parse_export_dtype,
-    save_model,
-    write_processor_files,
-)
 from vlmtune.apps.export.merged_weights import merged_weights
 from vlmtune.apps.export.model_card import write_card
+from vlmtune.apps.export.model_files import save_model
+from vlmtune.apps.export.options import base_dtype, choose_layout
 from vlmtune.apps.export.original import Changed, changed_files, write_original
 from vlmtune.apps.export.output_folder import check_output, check_shard_size, new_folder
+from vlmtune.apps.export.processor_files import write_processor_files
 from vlmtune.apps.export.record import ExportRecord, read_record
 from vlmtune.families import find_family
 from vlmtune.layouts import Weight, read_config
@@ -68,7 +64,7 @@ def merge(
     config = read_config(base)
     family = find_family(config.model_type)
     chosen = choose_layout(file_format, base=base, family=family, dtype=dtype)
-    target_dtype = parse_export_dtype(dtype, base=config)
+    target_dtype = base_dtype(config) if dtype is None else parse_dtype(dtype)
     source = find_adapter(adapter)
     record = read_record(source)
     if record is not None and record.family != family.model_type:

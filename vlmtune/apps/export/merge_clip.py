@@ -3,13 +3,15 @@
 import logging
 from pathlib import Path
 
-from vlmtune.apps.export.output_folder import check_output, check_shard_size, copy_inside, new_folder
-from vlmtune.apps.export.weight_files import write_files
+from vlmtune.apps.export.model_files import write_files
+from vlmtune.apps.export.output_folder import check_output, check_shard_size, new_folder
 from vlmtune.layouts import Weight, open_weights
 from vlmtune.layouts.llava_weights import adapted_weights, tower_names
 from vlmtune.models.lazy_model import cast_all
 from vlmtune.models.loading import parse_dtype
-from vlmtune.utils.errors import CheckpointError, ModelError
+from vlmtune.utils.adapter_folder import adapter_settings
+from vlmtune.utils.errors import ModelError
+from vlmtune.utils.guarded_copy import copy_inside
 from vlmtune.utils.pretrained import find_folder, read_source_json
 
 logger = logging.getLogger(__name__)
@@ -36,8 +38,7 @@ def merge_clip(base: str, adapter: str, output: str, *, max_shard_size: str = '5
     check_shard_size(max_shard_size)
     target = check_output(output)
     folder = Path(adapter).expanduser()
-    if not (folder / 'adapter_config.json').is_file():
-        raise CheckpointError(f'no adapter at {folder.absolute()}; expected a folder with adapter_config.json')
+    adapter_settings(folder)
     source = find_folder(base, patterns=_PATTERNS)
     kind = (read_source_json(str(source), 'config.json') or {}).get('model_type')
     if kind not in _KINDS:

@@ -11,14 +11,15 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from vlmtune.apps.export.common import IMAGE_FILE, load_processor
-from vlmtune.apps.export.output_folder import copy_inside
+from vlmtune.apps.export.processor_files import load_processor
 from vlmtune.data import Processor
+from vlmtune.data.processor_files import IMAGE_FILE
 from vlmtune.layouts import Layout, Weight, open_weights, to_original
 from vlmtune.layouts.view import TEMPLATE_FILE
 from vlmtune.layouts.weights import INDEX_FILES
 from vlmtune.models.lazy_model import LazyModel
 from vlmtune.utils.errors import ConfigError, ModelError
+from vlmtune.utils.guarded_copy import copy_inside
 from vlmtune.utils.json_files import write_json
 from vlmtune.utils.pretrained import find_folder, read_source_json
 from vlmtune.utils.tensor_file import TensorLayout, write_tensors

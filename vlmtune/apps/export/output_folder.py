@@ -1,4 +1,4 @@
-"""The folder that an export writes, and files that are copied there. It imports nothing slow: refusals come at once."""
+"""The folder that an export writes. It imports nothing slow: refusals come at once."""
 
 import os
 import re
@@ -63,19 +63,3 @@ def _publish(folder: Path) -> None:
     os.umask(mask)
     for path in [folder, *folder.rglob('*')]:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
-
-
-def copy_inside(path: Path, target: Path, *, root: Path) -> None:
-    """Copy a file of a folder that others may have made; a link in it may not lead out of it.
-
-    Raises:
-        CheckpointError: it is no file, or a link to one elsewhere.
-    """
-    roots = [root.resolve()]
-    if root.parent.name == 'snapshots':  # the hub's cache: files are links into a folder beside the snapshots
-        roots.append(root.resolve().parents[1])
-    if not path.is_file():
-        raise CheckpointError(f'{path} is no file, or a link to none; remove it')
-    if not any(path.resolve().is_relative_to(place) for place in roots):
-        raise CheckpointError(f'{path} is a link that leads out of {root}; put the file itself there')
-    shutil.copyfile(path, target)

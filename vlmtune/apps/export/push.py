@@ -10,7 +10,8 @@ import httpx2
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from vlmtune.apps.export.adapters import ADAPTER_CONFIG, base_of, refuse_checkpoint
+from vlmtune.apps.export.adapters import refuse_checkpoint
+from vlmtune.utils.adapter_folder import ADAPTER_CONFIG, base_of, is_adapter
 from vlmtune.utils.errors import CheckpointError, ConfigError, UserError, one_line
 from vlmtune.utils.extras import need
 from vlmtune.utils.hub import first_line, hub_answers, why_no_answer
@@ -61,7 +62,7 @@ def check_folder(folder: str) -> Path:
     if not path.is_dir():
         raise CheckpointError(f'{path.absolute()} is no folder; expected an export of vlmtune convert')
     refuse_checkpoint(path)
-    if not any((path / name).is_file() for name in ('config.json', ADAPTER_CONFIG)):
+    if not is_adapter(path) and not (path / 'config.json').is_file():
         raise CheckpointError(f'{path} has neither config.json nor {ADAPTER_CONFIG}; expected an export')
     inside = path.resolve()
     for file in sorted(path.rglob('*')):
@@ -70,7 +71,7 @@ def check_folder(folder: str) -> Path:
     for name in _WRITTEN_HERE:
         if (path / name).is_file() and _holds_secret((path / name).read_text('utf-8', errors='replace')):
             raise CheckpointError(f'{path / name} holds what looks like a secret; remove it before it is published')
-    if (path / ADAPTER_CONFIG).is_file() and (base := base_of(path)) and os.path.isabs(base):
+    if is_adapter(path) and (base := base_of(path)) and os.path.isabs(base):
         logger.warning(
             '%s names %s as its base model, a folder of this machine; edit base_model_name_or_path, so that others '
             'can load it',

@@ -10,8 +10,9 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from vlmtune.apps.export.common import base_dtype, overlay_processor_files
-from vlmtune.apps.export.output_folder import check_output, copy_inside, new_folder
+from vlmtune.apps.export.options import base_dtype
+from vlmtune.apps.export.output_folder import check_output, new_folder
+from vlmtune.apps.export.processor_files import overlay_processor_files
 from vlmtune.config import load_config
 from vlmtune.data import Processor
 from vlmtune.evaluation.questions import open_questions
@@ -20,6 +21,7 @@ from vlmtune.layouts import find_layout, read_config
 from vlmtune.models import load_model
 from vlmtune.utils.errors import ConfigError, ModelError, one_line
 from vlmtune.utils.extras import need
+from vlmtune.utils.guarded_copy import copy_present
 from vlmtune.utils.json_files import read_object
 from vlmtune.utils.pretrained import FAILURES
 
@@ -149,9 +151,7 @@ def blocks(texts: Sequence[Tensor], *, length: int) -> list[Tensor]:
 def _add_files(source: Path, folder: Path, *, method: str, group_size: int, texts: Sequence[Tensor]) -> None:
     """Processor files, generation config and card of the model, the last with a word on its bits."""
     overlay_processor_files(source, folder)
-    for name in ('generation_config.json', 'README.md'):
-        if (source / name).is_file():
-            copy_inside(source / name, folder / name, root=source)
+    copy_present(('generation_config.json', 'README.md'), source=source, target=folder)
     how = (
         f'AutoRound tuned the rounding on {len(texts)} blocks of {texts[0].shape[1]} tokens of the training data.'
         if texts

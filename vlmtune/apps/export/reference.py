@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vlmtune.apps.export.check_inputs import ask
-from vlmtune.apps.export.common import load_processor
+from vlmtune.apps.export.processor_files import load_processor
 from vlmtune.apps.export.trained import (
     Base,
     Trained,

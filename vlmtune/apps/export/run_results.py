@@ -1,12 +1,12 @@
 """What a run knows of how good a checkpoint is: numbers for its model card."""
 
-import json
 from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from vlmtune.engine.run_layout import NOT_METRICS, RESULT_FILE, TEST_FOLDER, VALIDATION_FILE
+from vlmtune.utils.json_lines import parse_lines
 
 
 def read_results(checkpoint: Path) -> dict[str, dict[str, float]]:
@@ -25,18 +25,10 @@ def read_results(checkpoint: Path) -> dict[str, dict[str, float]]:
 def _objects(path: Path) -> list[dict[str, Any]]:
     """A json object, or one in each line."""
     try:
-        text = path.read_text('utf-8')
+        text = path.read_text('utf-8', errors='replace')
     except OSError:
         return []
-    rows = [_parsed(text)] if path.suffix == '.json' else [_parsed(line) for line in text.splitlines()]
-    return [row for row in rows if isinstance(row, dict)]
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
+    return [*filter(None, parse_lines([text] if path.suffix == '.json' else text.split('\n')))]
 
 
 def _numbers(found: Any) -> dict[str, float]:

@@ -1,7 +1,5 @@
 """A checkpoint of ours as an export sees it: the trained tensors, and what it says about how they were trained."""
 
-import ast
-import json
 import logging
 import os
 from collections.abc import Container, Iterator, Mapping
@@ -13,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from vlmtune.engine.checkpoint import ADAPTER_FILE, CONFIG_FILE, PROCESSOR_DIR, WEIGHTS_FILE
+from vlmtune.config.unrun import read_unrun
+from vlmtune.engine.checkpoint import CONFIG_FILE, PROCESSOR_DIR, WEIGHTS_FILE
 from vlmtune.engine.manifest import verify
 from vlmtune.engine.strategies import to_device
 from vlmtune.families import Family, find_family
@@ -21,6 +20,7 @@ from vlmtune.layouts import read_config
 from vlmtune.models import SupervisedFinetune
 from vlmtune.models.loading import build_outline
 from vlmtune.models.tuning import part_of
+from vlmtune.utils.adapter_folder import ADAPTER_CONFIG, adapter_settings
 from vlmtune.utils.device import find_device
 from vlmtune.utils.errors import CheckpointError, ConfigError
 
@@ -92,13 +92,12 @@ def read_trained(path: Path) -> Trained:
     if missing := [name for name in (WEIGHTS_FILE, CONFIG_FILE) if name not in manifest['files']]:
         raise CheckpointError(f'{path} has no {" and no ".join(missing)}, so it can be neither exported nor tested')
     _refuse_additions(path, known=manifest['files'])
-    has_adapter = ADAPTER_FILE in manifest['files']
     return Trained(
         path=path,
         iteration=int(manifest['iteration']),
         tensors=load_file(path / WEIGHTS_FILE),
-        settings=read_plain_config((path / CONFIG_FILE).read_text('utf-8')),
-        adapter_config=json.loads((path / ADAPTER_FILE).read_text('utf-8')) if has_adapter else None,
+        settings=read_unrun((path / CONFIG_FILE).read_bytes(), name=str(path / CONFIG_FILE), error=CheckpointError),
+        adapter_config=adapter_settings(path) if ADAPTER_CONFIG in manifest['files'] else None,
         digest=manifest['files'][WEIGHTS_FILE]['sha256'],
     )
 
@@ -108,42 +107,6 @@ def _refuse_additions(path: Path, *, known: Container[str]) -> None:
     found = (file.relative_to(path).as_posix() for file in (path / PROCESSOR_DIR).rglob('*') if not file.is_dir())
     if added := sorted(name for name in found if name not in known):
         raise CheckpointError(f'{path}: {added[0]} was added after it was saved; remove it')
-
-
-# ---- the resolved config, read without running it
-
-
-def read_plain_config(text: str) -> dict[str, Any]:
-    """The assignments of a dumped config as plain data. The file is parsed, never run; classes become their names.
-
-    Raises:
-        CheckpointError: it is not Python.
-    """
-    try:
-        tree = ast.parse(text)
-    except SyntaxError as error:
-        raise CheckpointError(
-            f'{CONFIG_FILE} of the checkpoint cannot be read, line {error.lineno}: {error.msg}'
-        ) from error
-    out: dict[str, Any] = {}
-    for statement in tree.body:
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            out[statement.targets[0].id] = _plain(statement.value)
-    return out
-
-
-def _plain(node: ast.expr) -> Any:
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict' and not node.args:
-        return {keyword.arg: _plain(keyword.value) for keyword in node.keywords if keyword.arg}
-    if isinstance(node, ast.Dict):
-        pairs = zip(node.keys, node.values, strict=True)
-        return {_plain(key): _plain(value) for key, value in pairs if isinstance(key, ast.Constant)}
-    if isinstance(node, ast.List | ast.Tuple):
-        return [_plain(item) for item in node.elts]
-    try:
-        return ast.literal_eval(node)
-    except ValueError:
-        return ast.unparse(node)
 
 
 def data_names(node: Any, key: str = '') -> Iterator[str]:

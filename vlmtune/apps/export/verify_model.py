@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vlmtune.apps.export.common import base_dtype
+from vlmtune.apps.export.options import base_dtype
 from vlmtune.data import Processor
 from vlmtune.evaluation import generate
 from vlmtune.evaluation.generation import answering, encode_prompt, prompt_inputs

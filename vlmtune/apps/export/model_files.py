@@ -1,4 +1,4 @@
-"""Weights in files of transformers, written tensor by tensor."""
+"""A model in files of transformers: its weights, written tensor by tensor, and its settings."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -7,13 +7,41 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
+from vlmtune.data import Processor
+from vlmtune.evaluation import stop_tokens
 from vlmtune.layouts import Weight
 from vlmtune.layouts.weights import INDEX_FILES
 from vlmtune.models.lazy_model import LazyModel, in_files, units
+from vlmtune.models.loading import GENERATION_FILE
 from vlmtune.utils.json_files import write_json
+from vlmtune.utils.pretrained import read_source_json
 from vlmtune.utils.tensor_file import layout_of, write_tensors
 
 _PATTERN = 'model{suffix}.safetensors'
+
+
+def save_model(model: LazyModel, folder: Path, *, base: str, max_shard_size: str) -> None:
+    """Write weights, config and generation config into a folder that already has the processor files.
+
+    The tokens that the chat template ends an answer with are added to the generation config, so that every program
+    stops where the model was trained to stop.
+    """
+    write_weights(model, folder, max_shard_size=max_shard_size)
+    config = model.outline.config
+    config.dtype = str(model.dtype).removeprefix('torch.')
+    config.architectures = [type(model.outline).__name__]
+    config.save_pretrained(folder)
+    text = config.get_text_config()
+    settings = read_source_json(base, GENERATION_FILE) or {
+        name: getattr(text, name, None) for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')
+    }
+    old = settings.get('eos_token_id')
+    first = [] if old is None else [old] if isinstance(old, int) else list(old)
+    processor = Processor(str(folder))
+    processor.save(folder)  # in both forms, the older and the newer
+    stop = list(dict.fromkeys([*first, *stop_tokens(processor, old)]))
+    settings = {**settings, 'eos_token_id': stop[0] if len(stop) == 1 else stop or None}
+    write_json(folder / GENERATION_FILE, {name: value for name, value in settings.items() if value is not None})
 
 
 def write_weights(model: LazyModel, folder: Path, *, max_shard_size: str) -> None:
