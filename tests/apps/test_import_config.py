@@ -6,6 +6,7 @@ import pytest
 
 from vlmtune.cli import main
 from vlmtune.config import load_config
+from vlmtune.data import MixedDataset, SupervisedDataset
 
 LLAVA = """
 from peft import LoraConfig
@@ -50,6 +51,15 @@ dataset = dict(type=LLaVADataset, data_path=data_path, image_folder=image_folder
 train_dataloader = dict(batch_size=batch_size, dataset=dataset)
 optim_wrapper = dict(accumulative_counts=accumulative_counts, dtype='bfloat16')
 """
+MIXED = LLAVA.replace(
+    'dataset=dataset)',
+    """dataset=dict(type=ConcatDataset, datasets=[
+    dict(dataset_of=1, type=LLaVADataset, data_path=data_root + 'zh.jsonl', image_folder=None,
+         dataset_map_fn=llava_map_fn, pad_image_to_square=True),
+    dict(type=RegionDataset, data_path="it's image_folder=image_folder.json", image_folder=image_folder,
+         dataset_map_fn=llava_map_fn, pad_image_to_square=True, max_dataset_length=700),
+    dataset]))""",
+)
 INTERNVL = """
 from xtuner.model import InternVL_V1_5
 path = 'OpenGVLab/InternVL2-8B'
@@ -107,6 +117,34 @@ def test_what_is_counted_otherwise_is_converted_and_told(imported, caplog):
     assert '576 tokens of an image' in caplog.text
 
 
+def test_several_data_sets_become_a_mixture(imported, caplog):
+    with caplog.at_level(logging.WARNING, 'vlmtune'):
+        _, path = imported(MIXED)
+    cfg = load_config(path)
+    mixture = cfg.train_dataloader.dataset
+    assert mixture.type is MixedDataset
+    assert [one.type for one in mixture.datasets] == [SupervisedDataset] * 3
+    assert [(one.rows.path, one.image_folder) for one in mixture.datasets] == [
+        ('./data/flowers/zh.jsonl', None),
+        ("it's image_folder=image_folder.json", './data/flowers/images'),
+        ('./data/flowers/train.json', './data/flowers/images'),
+    ]
+    assert {one.max_length for one in mixture.datasets} == {1472 + 576}
+    assert 'repeats' not in mixture
+    assert 'data set 1 is a RegionDataset, which makes rows of its own' in caplog.text
+    assert 'data set 1: max_dataset_length=700 is not taken' in caplog.text
+
+
+def test_data_sets_of_an_internvl_config_and_how_often_each_is_seen(imported):
+    data = "dict(data_paths=['a.json', 'b.json'], image_folders=['a', 'b'], repeat_times=[1, 2])"
+    _, path = imported(INTERNVL + f'train_dataloader = dict(dataset={data})')
+    mixture = load_config(path).train_dataloader.dataset
+    assert [(one.rows.path, one.image_folder) for one in mixture.datasets] == [('a.json', 'a'), ('b.json', 'b')]
+    assert list(mixture.repeats) == [1, 2]
+    held_out = load_config(path, dict(val_data_path='c.json')).val_dataloader.dataset
+    assert (held_out.rows.path, held_out.image_folder) == ('c.json', 'a')
+
+
 def test_an_internvl_config_trained_in_full(imported):
     _, path = imported(INTERNVL)
     cfg = load_config(path)
@@ -141,6 +179,16 @@ def test_nothing_of_a_config_becomes_code_of_ours(imported, tmp_path, name):
         ('model = dict(', 'is no Python file'),
         (INTERNVL.replace("'./rows.json'", 'find_rows()'), 'data_path is find_rows(); expected a plain value'),
         (LLAVA.replace('dataset=dataset', 'dataset=[dataset, dataset]'), '.py: train_dataloader.dataset: expected one'),
+        (
+            LLAVA.replace('dict(batch_size=batch_size, dataset=dataset)', 'loader()'),
+            'train_dataloader.dataset: expected',
+        ),
+        (
+            MIXED.replace('image_to_square=True, max', 'image_to_square=False, max'),
+            'pad_image_to_square is [True, False,',
+        ),
+        (MIXED.replace("data_root + 'zh.jsonl'", 'find()'), 'data_path is find(); expected a plain value'),
+        (INTERNVL + "data_path = ['a.json', 'b.json']", '[2, 1, 2] data_paths, image_folders and repeat_times'),
     ],
 )
 def test_what_cannot_be_taken_is_one_line(imported, capsys, text, told):

@@ -5,48 +5,38 @@ The file is parsed and never run: classes and functions are known by the names t
 
 import ast
 import logging
-import operator
-from collections.abc import Callable, Iterator, Mapping
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vlmtune.config import config_mistakes, load_config
+from vlmtune.config.unrun import Name, read_unrun
 from vlmtune.recipes import resolve_config
 from vlmtune.utils.errors import ConfigError, one_line
 
 logger = logging.getLogger(__name__)
 
-_OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-}  # fmt: skip
 _SAME = (
-    'data_path', 'image_folder', 'accumulative_counts', 'dataloader_num_workers', 'max_epochs', 'lr', 'betas',
+    'accumulative_counts', 'dataloader_num_workers', 'max_epochs', 'lr', 'betas',
     'weight_decay', 'max_norm', 'warmup_ratio', 'save_total_limit',
 )  # fmt: skip
 _FLOATS = ('weight_decay', 'max_norm')
 _COUNTS = ('batch_size', 'accumulative_counts', 'max_length')
-_TEMPLATES = {
-    'vicuna': 'vicuna',
-    'internlm2_chat': 'internlm2_chat',
-    'llama3_chat': 'llama3_chat',
-    'qwen_chat': 'chatml',
-}
+_TEMPLATES = dict(vicuna='vicuna', internlm2_chat='internlm2_chat', llama3_chat='llama3_chat', qwen_chat='chatml')
 _IMAGE_TOKENS = {'clip-vit-large-patch14-336': 576, 'clip-vit-large-patch14': 256, 'siglip-so400m-patch14-384': 729}
 _TILES = 12
 _BASE = {'LLaVAModel': 'llava_internlm2_1_8b_qlora_mix665k', 'InternVL_V1_5': 'internvl2_2b_lora_foodie'}
 
 
-class Name(str):
-    """What an expression is that is no plain value: the text of it, such as ``PROMPT_TEMPLATE.vicuna``."""
+class Data(NamedTuple):
+    """One data set, under XTuner's names."""
 
-    __slots__ = ()
-
-    @property
-    def last(self) -> str:
-        """Behind the last dot."""
-        return self.rpartition('.')[2]
+    data_path: Any
+    image_folder: Any
+    repeat_times: Any = 1
 
 
 @dataclass
@@ -55,6 +45,7 @@ class Imported:
 
     base: str  # the recipe of ours that has the form
     settings: dict[str, Any] = field(default_factory=dict)
+    data: list[Data] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -67,7 +58,11 @@ def import_config(source: str, output: str) -> None:
     target = Path(output).expanduser()
     if target.suffix != '.py' or target.exists():
         raise ConfigError(f'{target}: expected the name of a new .py file')
-    values = read_names(Path(source).expanduser())
+    path = Path(source).expanduser()
+    try:
+        values = read_unrun(path.read_bytes(), name=str(path))
+    except OSError as error:
+        raise ConfigError(f'{path} cannot be read: {error.strerror}; expected an XTuner config') from error
     imported = _convert(values, source=source)
     text = _rewrite(imported, name=target.stem, source=Path(source).name)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -80,64 +75,6 @@ def import_config(source: str, output: str) -> None:
     for note in imported.notes:
         logger.warning('%s', note)
     logger.info('wrote %s, in the form of %s; look at it, then: vlmtune check-data %s', target, imported.base, target)
-
-
-# ---- reading, without running
-
-
-def read_names(path: Path) -> dict[str, Any]:
-    """The top-level values of a config; what is no plain value is its text, a ``Name``.
-
-    Raises:
-        ConfigError: it cannot be read, is no Python, or holds none of XTuner's settings.
-    """
-    try:
-        tree = ast.parse(path.read_text('utf-8'))
-    except OSError as error:
-        raise ConfigError(f'{path} cannot be read: {error.strerror}; expected an XTuner config') from error
-    except (SyntaxError, ValueError) as error:
-        raise ConfigError(f'{path} is no Python file: {error}') from error
-    found: dict[str, Any] = {}
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            found[node.targets[0].id] = _value(node.value, found)
-    return found
-
-
-def _value(node: ast.expr, known: Mapping[str, Any]) -> Any:
-    def inner(child: ast.expr) -> Any:
-        return _value(child, known)
-
-    match node:
-        case ast.Constant():
-            return node.value
-        case ast.Name(id=name) if name in known:
-            return known[name]
-        case ast.List() | ast.Tuple():
-            return [inner(item) for item in node.elts]
-        case ast.Dict():
-            return {inner(key): inner(value) for key, value in zip(node.keys, node.values, strict=True) if key}
-        case ast.UnaryOp(op=ast.USub()) if isinstance(inner(node.operand), int | float):
-            return -inner(node.operand)
-        case ast.Call(func=ast.Name(id='dict'), args=[]):
-            return {keyword.arg: inner(keyword.value) for keyword in node.keywords if keyword.arg}
-        case ast.Call(func=ast.Name(id='int'), args=[only]) if isinstance(inner(only), int | float):
-            return int(inner(only))
-        case ast.BinOp(op=ast.Pow()) if isinstance(inner(node.left), int | float) and inner(node.right) == 2:
-            return inner(node.left) ** 2
-        case ast.BinOp() if type(node.op) in _OPERATORS:
-            left, right = inner(node.left), inner(node.right)
-            numbers = isinstance(left, int | float) and isinstance(right, int | float)
-            texts = isinstance(node.op, ast.Add) and type(left) is str and type(right) is str
-            if numbers or texts:
-                try:
-                    return _OPERATORS[type(node.op)](left, right)
-                except ArithmeticError:
-                    return Name(ast.unparse(node))
-        case ast.JoinedStr():
-            parts = [inner(part.value if isinstance(part, ast.FormattedValue) else part) for part in node.values]
-            return ''.join(map(str, parts))
-    return Name(ast.unparse(node))
 
 
 # ---- from its names to ours
@@ -162,12 +99,15 @@ def _convert(values: Mapping[str, Any], *, source: str) -> Imported:
     else:
         found.settings['pretrained_model_name_or_path'] = model.get('model_path', values.get('path'))
         found.settings.update(max_length=values.get('max_length', 8192), max_patches=_TILES)
+        _take_internvl_data(values, found, source=source)
         found.notes.append(
             f'max_patches is {_TILES}, as in config.json of the InternVL2 models; fewer tiles are faster'
         )
     _take_evaluation(values, found)
     _take_dtype(values, found)
-    for name, value in list(found.settings.items()):
+    if len(found.data) == 1 and found.data[0].repeat_times == 1:
+        found.settings.update(data_path=found.data[0].data_path, image_folder=found.data[0].image_folder)
+    for name, value in [*found.settings.items(), *(pair for one in found.data for pair in one._asdict().items())]:
         if not _is_plain(value):
             raise ConfigError(f'{source}: {name} is {one_line(str(value))}; expected a plain value, write it out')
         if name in _FLOATS and isinstance(value, int):
@@ -217,17 +157,19 @@ def _take_llava(values: Mapping[str, Any], found: Imported, *, source: str) -> N
     for name in ('llm_name_or_path', 'visual_encoder_name_or_path'):
         found.settings[name] = values.get(name)
     found.settings['pretrained_pth'] = values.get('pretrained_pth')
-    dataset = (values.get('train_dataloader') or {}).get('dataset')
-    if not isinstance(dataset, Mapping) or 'image_folder' not in dataset:
+    dataset = _train_dataset(values)
+    members = dataset.get('datasets', [dataset])
+    if not isinstance(members, list) or not all(isinstance(one, Mapping) and 'image_folder' in one for one in members):
         raise ConfigError(
-            f'{source}: train_dataloader.dataset: expected one LLaVADataset; several are a MixedDataset here '
-            '(docs/data.md)'
+            f'{source}: train_dataloader.dataset: expected one LLaVADataset, or a ConcatDataset of several'
         )
-    if not str(dataset.get('dataset_map_fn')).endswith('llava_map_fn'):
-        found.notes.append(
-            f'dataset_map_fn is {dataset.get("dataset_map_fn")}: write that function anew (docs/extend.md)'
-        )
-    found.settings['pad_image_to_square'] = bool(dataset.get('pad_image_to_square'))
+    squares = [bool(one.get('pad_image_to_square')) for one in members]
+    if len(set(squares)) != 1:
+        raise ConfigError(f'{source}: pad_image_to_square is {squares} in its data sets; expected the same in all')
+    found.settings['pad_image_to_square'] = squares[0]
+    for number, one in enumerate(members):
+        found.data.append(Data(one.get('data_path'), one['image_folder']))
+        found.notes += _unlike(one, where=f'data set {number}' if len(members) > 1 else 'train_dataloader.dataset')
     template = values.get('prompt_template')
     known = _TEMPLATES.get(template.last) if isinstance(template, Name) else None
     if known is None:
@@ -237,6 +179,39 @@ def _take_llava(values: Mapping[str, Any], found: Imported, *, source: str) -> N
     tokens = _IMAGE_TOKENS.get(tower, 576)
     found.settings['max_length'] = int(values.get('max_length', 2048)) + tokens
     found.notes.append(f'max_length counts the {tokens} tokens of an image here: it grew by as many')
+
+
+def _train_dataset(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    loader = values.get('train_dataloader')
+    dataset = loader.get('dataset') if isinstance(loader, Mapping) else None
+    return dataset if isinstance(dataset, Mapping) else {}
+
+
+def _unlike(dataset: Mapping[str, Any], *, where: str) -> Iterator[str]:
+    """What of a data set has no counterpart."""
+    kind, map_fn, most = dataset.get('type'), dataset.get('dataset_map_fn'), dataset.get('max_dataset_length')
+    if not str(kind).endswith('LLaVADataset'):
+        yield f'{where} is a {one_line(str(kind))}, which makes rows of its own: write a map function (docs/extend.md)'
+    if not str(map_fn).endswith('llava_map_fn'):
+        yield f'{where}: dataset_map_fn is {one_line(str(map_fn))}: write that function anew (docs/extend.md)'
+    if most is not None:
+        yield f'{where}: max_dataset_length={most} is not taken; repeats=[...] of a MixedDataset takes shares'
+
+
+def _take_internvl_data(values: Mapping[str, Any], found: Imported, *, source: str) -> None:
+    dataset = _train_dataset(values)
+    columns = [
+        dataset.get('data_paths', values.get('data_path')),
+        dataset.get('image_folders', values.get('image_folder')),
+        dataset.get('repeat_times', 1),
+    ]
+    lists = [column if isinstance(column, list) else [column] for column in columns]
+    if len(lists[2]) == 1:
+        lists[2] = lists[2] * len(lists[0])
+    counts = [len(column) for column in lists]
+    if len(set(counts)) > 1 or not counts[0]:
+        raise ConfigError(f'{source}: {counts} data_paths, image_folders and repeat_times; expected as many of each')
+    found.data += map(Data, *lists)
 
 
 def _take_evaluation(values: Mapping[str, Any], found: Imported) -> None:
@@ -276,21 +251,45 @@ def _rewrite(imported: Imported, *, name: str, source: str) -> str:
     Raises:
         ConfigError: the recipe lacks one of them.
     """
-    path = resolve_config(imported.base)
-    text = path.read_text('utf-8')
-    lines = text.splitlines()
-    left = dict(imported.settings)
+    text = resolve_config(imported.base).read_text('utf-8')
+    lines, left = text.splitlines(), dict(imported.settings)
+    is_mixed = 'data_path' not in left
+    unused = ('data_root', 'data_path', 'image_folder') if is_mixed else ('data_root',)  # the paths are written out
     for node in reversed(ast.parse(text).body):
+        place = slice(node.lineno - 1, node.end_lineno)
         target = node.targets[0] if isinstance(node, ast.Assign) else None
-        if isinstance(node, ast.Assign) and isinstance(target, ast.Name) and target.id in left:
-            lines[node.lineno - 1 : node.end_lineno] = [f'{target.id} = {_written(left.pop(target.id))}']
-        elif isinstance(target, ast.Name) and target.id == 'data_root':  # the paths are written out
-            del lines[node.lineno - 1]
+        name_set = target.id if isinstance(target, ast.Name) else ''
+        if name_set in left:
+            lines[place] = [f'{name_set} = {_written(left.pop(name_set))}']
+        elif name_set in unused:
+            del lines[place]
+        elif is_mixed:
+            lines[place] = _mixed('\n'.join(lines[place]), data=imported.data)
     if left:
         raise ConfigError(f'{imported.base} has no setting {sorted(left)[0]}')
     at = next(number for number, line in enumerate(lines) if line.startswith('from mmengine'))
     head = [f'# vlmtune train {one_line(name)}.py', f'# From the XTuner config {one_line(source)}.']
     return '\n'.join([*head, *lines[at:]]) + '\n'
+
+
+def _mixed(statement: str, *, data: Sequence[Data]) -> list[str]:
+    """A statement of a recipe for one data set as one for several."""
+    if statement.startswith('train_dataset = '):
+        member = textwrap.indent(statement.removeprefix('train_dataset = '), ' ' * 8)
+        members = [_member(member, one) + ',' for one in data]
+        repeats = [one.repeat_times for one in data]
+        last = [] if all(often == 1 for often in repeats) else [f'    repeats={repeats},']
+        return ['train_dataset = dict(', '    type=MixedDataset,', '    datasets=[', *members, '    ],', *last, ')']
+    statement = statement.replace('from vlmtune.data import ', 'from vlmtune.data import MixedDataset, ')
+    return [statement.replace('dict(train_dataset, ', "dict(train_dataset['datasets'][0], ")]
+
+
+def _member(text: str, data: Data) -> str:
+    told = {
+        'path=data_path': f'path={_written(data.data_path)}',
+        'image_folder=image_folder': f'image_folder={_written(data.image_folder)}',
+    }
+    return re.sub('|'.join(told), lambda found: told[found[0]], text)
 
 
 def _written(value: Any) -> str:

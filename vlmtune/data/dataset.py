@@ -2,7 +2,6 @@
 
 import fcntl
 import functools
-import json
 import logging
 import os
 import tempfile
@@ -30,6 +29,7 @@ from vlmtune.data.workers import note_loading
 from vlmtune.registry import DATASETS, build_callable
 from vlmtune.structures import Conversation, Sample, SampleKey
 from vlmtune.utils.errors import ConfigError, DataError
+from vlmtune.utils.json_lines import as_line
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ class SupervisedDataset(Dataset):
         problems = sorted([*self.bad_samples, *self.overlong_samples], key=lambda problem: problem.index)
         if self.bad_samples_file is not None:
             self.bad_samples_file.parent.mkdir(parents=True, exist_ok=True)
-            _write_anew(self.bad_samples_file, ''.join(map(_as_line, problems)))
+            _write_anew(self.bad_samples_file, ''.join(as_line(asdict(problem)) for problem in problems))
         for problem in problems:  # of a plan that was made with other settings of what is an error
             if self._is_error(BAD if problem.kind == 'bad' else OVERLONG):
                 raise _named(problem)
@@ -253,7 +253,7 @@ def note_bad_sample(bad: BadSample, *, file: Path | None) -> None:
     """Add a sample to a file, once; several workers and ranks may do so at the same time."""
     if file is None:
         return
-    line = _as_line(bad).encode()
+    line = as_line(asdict(bad)).encode()
     handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     with os.fdopen(handle, 'rb+', buffering=0) as noted:
         fcntl.flock(noted, fcntl.LOCK_EX)  # until it is closed
@@ -276,7 +276,3 @@ def _named(problem: BadSample) -> DataError:
 
 def _paths(sample: Sample) -> tuple[str, ...]:
     return tuple(image.path for image in sample.images if image.path is not None)
-
-
-def _as_line(problem: BadSample) -> str:
-    return json.dumps(asdict(problem), ensure_ascii=False) + '\n'

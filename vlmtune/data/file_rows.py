@@ -27,6 +27,28 @@ def hash_of_file(path: Path) -> str:
         raise DataError(f'{path.absolute()} cannot be read: {error.strerror}', kind='unreadable_row') from error
 
 
+def parse_row(text: bytes, *, at: int) -> Row:
+    """A row of a file, of which ``text`` begins at the byte ``at``.
+
+    Raises:
+        DataError: it is broken, or no object.
+    """
+    try:
+        row = json.loads(text.decode('utf-8').removeprefix('\ufeff'))
+    except UnicodeDecodeError as error:
+        reason = f'not UTF-8 text (byte {at + error.start}: {error.reason}); save it as UTF-8'
+    except json.JSONDecodeError as error:
+        hint = 'every line must be one object (else name the file .json)'
+        reason = f'broken JSON at column {error.colno}: {error.msg}; {hint}'
+    except RecursionError:
+        reason = 'JSON nested too deeply'
+    else:
+        if isinstance(row, dict):
+            return row
+        reason = f'a row is of type {type(row).__name__}; expected an object'
+    raise DataError(reason, kind='unreadable_row')
+
+
 class FileRows(Sequence[Row]):
     """Rows of a file. Where they begin is found out when the first is asked for, and takes 24 bytes a row.
 
@@ -72,10 +94,8 @@ class FileRows(Sequence[Row]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = range(len(self))[index]  # negative ones; IndexError
-        row = self._parse(index)
-        if not isinstance(row, dict):
-            raise DataError(f'a row is of type {type(row).__name__}; expected an object', kind='unreadable_row')
-        return row
+        start, end = int(self.places.starts[index]), int(self.places.ends[index])
+        return parse_row(self._read(start, end - start), at=start)
 
     def where(self, index: int) -> str:
         """``train.jsonl:812``, or ``train.json[811]`` where rows have no lines."""
@@ -89,19 +109,6 @@ class FileRows(Sequence[Row]):
             DataError: it cannot be read.
         """
         return hash_of_file(self.path)
-
-    def _parse(self, index: int) -> Any:
-        start, end = int(self.places.starts[index]), int(self.places.ends[index])
-        try:
-            return json.loads(self._read(start, end - start).decode('utf-8'))
-        except UnicodeDecodeError as error:
-            reason = f'not UTF-8 text (byte {start + error.start}: {error.reason}); save it as UTF-8'
-        except json.JSONDecodeError as error:
-            hint = 'every line must be one object (else name the file .json)'
-            reason = f'broken JSON at column {error.colno}: {error.msg}; {hint}'
-        except RecursionError:
-            reason = 'JSON nested too deeply'
-        raise DataError(reason, kind='unreadable_row')
 
     def _read(self, start: int, count: int) -> bytes:
         # Not a memory map: a file that is cut while a run goes on would kill the process, here it is an error.

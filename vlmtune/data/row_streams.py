@@ -1,6 +1,5 @@
 """Rows that come one after the other: sources that are too large to be planned ahead, or have no end that is known."""
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -8,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from vlmtune.data.file_rows import parse_row
 from vlmtune.data.sources import load_rows, where
 from vlmtune.registry import build_callable
 from vlmtune.utils.errors import DataError
@@ -82,9 +82,10 @@ class LineStream:
         with self.path.open('rb') as file:
             file.seek(byte)
             for text in file:
-                byte, line = byte + len(text), line + 1
+                at, byte, line = byte, byte + len(text), line + 1
                 if text.strip():
-                    yield StreamRow(partial(_parse_line, text), f'{self.name}:{line}', (byte, line))
+                    load = partial(parse_row, text.rstrip(b'\r\n'), at=at)
+                    yield StreamRow(load, f'{self.name}:{line}', (byte, line))
 
 
 class IterableStream:
@@ -154,18 +155,4 @@ def open_stream(rows: RowStream | Iterable[Row] | Mapping[str, Any]) -> RowStrea
 
 
 def _given(row: Row) -> Row:
-    return row
-
-
-def _parse_line(text: bytes) -> Row:
-    try:
-        row = json.loads(text.rstrip(b'\r\n').decode('utf-8-sig'))
-    except UnicodeDecodeError as error:
-        raise DataError(f'not UTF-8 text ({error.reason}); save it as UTF-8', kind='unreadable_row') from error
-    except json.JSONDecodeError as error:
-        raise DataError(f'broken JSON at column {error.colno}: {error.msg}', kind='unreadable_row') from error
-    except RecursionError as error:
-        raise DataError('JSON nested too deeply', kind='unreadable_row') from error
-    if not isinstance(row, dict):
-        raise DataError(f'a row is of type {type(row).__name__}; expected an object', kind='unreadable_row')
     return row

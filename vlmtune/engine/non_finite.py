@@ -1,6 +1,5 @@
 """Steps whose loss or gradients are not finite: they are written down, and skipped or the end of the run."""
 
-import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +12,7 @@ from torch import Tensor
 from vlmtune.data.sample_places import Place, in_words, places
 from vlmtune.engine import ranks
 from vlmtune.utils.errors import ConfigError, TrainingError
+from vlmtune.utils.json_lines import append_lines
 
 logger = logging.getLogger(__name__)
 
@@ -83,20 +83,14 @@ class NonFiniteGuard:
         of_all = [NonFinite(*one) for rank_found in everything for one in rank_found]
         with ranks.together(f'writing {self.file}'):
             if rank == 0:
-                self._write(of_all, iteration=iteration, epoch=epoch)
+                at = dict(iteration=iteration, epoch=epoch)
+                append_lines(self.file, [at | one._asdict() for one in of_all])
         what = _in_words(of_all, iteration=iteration)
         if self.skipped >= self.max_skipped:
             message = f'{what}; no weight was changed by this step{self._what_to_do()}'
             ranks.fail_everywhere(TrainingError(message))
         self.hub.update_scalar(SKIPPED, self.skipped + 1)
         logger.warning('%s; skipped, %d of at most %d such steps', what, self.skipped, self.max_skipped)
-
-    def _write(self, found: list[NonFinite], *, iteration: int, epoch: int) -> None:
-        with self.file.open('a', encoding='utf-8') as file:
-            for one in found:
-                file.write(
-                    json.dumps(dict(iteration=iteration, epoch=epoch, **one._asdict()), ensure_ascii=False) + '\n'
-                )
 
     def _what_to_do(self) -> str:
         before = f', and {self.skipped} were skipped before it' if self.skipped else ''

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from vlmtune.config.unrun import assignments, value_of
 from vlmtune.engine.checkpoint import CONFIG_FILE
 from vlmtune.engine.run_layout import (
     CHAT_FILE,
@@ -22,7 +23,8 @@ from vlmtune.engine.run_layout import (
     VALIDATION_FOLDER,
 )
 from vlmtune.evaluation.metrics import LESS_IS_BETTER
-from vlmtune.utils.errors import UserError, one_line
+from vlmtune.utils.errors import ConfigError, UserError, one_line
+from vlmtune.utils.json_lines import parse_json, parse_lines
 
 _LARGEST = 1e18  # of numbers that are drawn, which leaves out infinity and NaN
 
@@ -168,15 +170,14 @@ class _Reader:
         """The JSON objects of a file that have the integer ``at`` and are sound; a kill leaves a torn line."""
         if not path.is_file():
             return []
-        lines = self.text(path).split('\n')
-        found = [row for line in lines if line.strip() and isinstance(row := _parse(line), dict)]
-        rows = [row for row in found if isinstance(row.get(at), int) and is_number(row[at]) and is_sound(row)]
-        if bad := sum(bool(line.strip()) for line in lines) - len(rows):
+        found = [*parse_lines(self.text(path).split('\n'))]
+        rows = [row for row in found if row and isinstance(row.get(at), int) and is_number(row[at]) and is_sound(row)]
+        if bad := len(found) - len(rows):
             self._note(path, f'{bad} {"line" if bad == 1 else "lines"} could not be read')
         return rows
 
     def parts(self, path: Path) -> list[Row]:
-        content = _parse(self.text(path)) if path.is_file() else []
+        content = parse_json(self.text(path)) if path.is_file() else []
         return [row for row in content if isinstance(row, dict)] if isinstance(content, list) else []
 
     def results(self, folder: Path) -> Iterator[Result]:
@@ -184,21 +185,13 @@ class _Reader:
         for path in sorted(folder.glob(f'*/{PREDICTIONS_FILE}'), key=lambda p: _natural(p.parent.name)):
             rows = {row['index']: row for row in self.rows(path, at='index', is_sound=_is_prediction)}
             summary = path.with_name(RESULT_FILE)
-            content = _parse(self.text(summary)) if summary.is_file() else {}
+            content = parse_json(self.text(summary)) if summary.is_file() else {}
             if rows:
                 name = path.parent.relative_to(self.folder).as_posix()
                 yield Result(name, [*rows.values()], content if isinstance(content, dict) else {})
 
     def _note(self, path: Path, trouble: str) -> None:
         self.notes.append(f'{one_line(path.relative_to(self.folder).as_posix())}: {trouble}')
-
-
-def _parse(text: str) -> Any:
-    """The value of a JSON text; None where it is none."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -211,33 +204,27 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def settings_of(config: str) -> dict[str, str]:
     """Every setting of a resolved config by its dotted name, values as Python text."""
+    return {name: ast.unparse(node) for name, node in _settings(config).items()}
+
+
+def _settings(config: str) -> dict[str, ast.expr]:
     try:
-        tree = ast.parse(config)
-    except (SyntaxError, ValueError, RecursionError):
+        return {full: leaf for name, node in assignments(config, name='') for full, leaf in _flatten(name, node)}
+    except (ConfigError, RecursionError):
         return {}
-    found: dict[str, str] = {}
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            found.update(_flatten(node.targets[0].id, node.value))
-    return found
 
 
-def _flatten(name: str, node: ast.expr) -> Iterator[tuple[str, str]]:
+def _flatten(name: str, node: ast.expr) -> Iterator[tuple[str, ast.expr]]:
     if isinstance(node, ast.Call) and ast.unparse(node.func) == 'dict' and node.keywords:
         for keyword in node.keywords:
             yield from _flatten(f'{name}.{keyword.arg}', keyword.value)
     else:
-        yield name, ast.unparse(node)
+        yield name, node
 
 
 def image_folders(config: str) -> list[str]:
     """Every ``image_folder`` of a resolved config; those of tests and validation come first."""
-    found = settings_of(config)
+    found = _settings(config)
     names = [name for name in found if name.rpartition('.')[2] == 'image_folder']
-    values = [_constant(found[name]) for name in sorted(names, key=lambda n: not n.startswith(('test', 'val')))]
-    return [*dict.fromkeys(value for value in values if isinstance(value, str))]
-
-
-def _constant(text: str) -> object:
-    node = ast.parse(text, mode='eval').body
-    return node.value if isinstance(node, ast.Constant) else None
+    values = [value_of(found[name], {}) for name in sorted(names, key=lambda n: not n.startswith(('test', 'val')))]
+    return [*dict.fromkeys(value for value in values if type(value) is str)]

@@ -1,6 +1,5 @@
 """Every scalar of every step in one file of JSON lines, whatever tracker is set."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ from mmengine.hooks import Hook
 
 from vlmtune.engine.run_layout import METRICS_FILE
 from vlmtune.registry import HOOKS
+from vlmtune.utils.json_lines import append_lines
 
 _OF_THE_STEP = ('loss', 'grad_norm')
 
@@ -38,5 +38,4 @@ class MetricsFileHook(Hook):
             for name, history in runner.message_hub.log_scalars.items()
             if name.startswith('train/') and name not in missing
         }
-        with Path(runner.log_dir, METRICS_FILE).open('a', encoding='utf-8') as file:
-            file.write(json.dumps(dict(step=step, epoch=runner.epoch, **scalars)) + '\n')
+        append_lines(Path(runner.log_dir, METRICS_FILE), [dict(step=step, epoch=runner.epoch, **scalars)])
