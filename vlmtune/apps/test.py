@@ -23,7 +23,7 @@ from vlmtune.engine.work_dir_lock import only_run_in
 from vlmtune.evaluation import Evaluator, Questions, open_questions, predict
 from vlmtune.evaluation.prediction_file import PredictionRow, write_rows
 from vlmtune.utils.disk import replace_text
-from vlmtune.utils.errors import ConfigError
+from vlmtune.utils.errors import ConfigError, Stopped
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +155,14 @@ def _ask(
     rank, world_size = get_dist_info()
     started = time.monotonic()
     with ranks.together('answering the questions'):
-        rows = _answers(tested, questions, evaluator, file=folder / PREDICTIONS_FILE, batch_size=about['batch_size'])
+        try:
+            rows = _answers(
+                tested, questions, evaluator, file=folder / PREDICTIONS_FILE, batch_size=about['batch_size']
+            )
+        except KeyboardInterrupt:
+            raise Stopped(
+                f'interrupted; what is answered stays in {folder}, and the same command goes on with it', exit_code=130
+            ) from None
     seconds = time.monotonic() - started
     scores: dict[str, float] = {}
     with ranks.together('scoring the answers'):
@@ -200,7 +207,7 @@ def _score(
     rules = {name: evaluator.rule_of(name) for name in scores}
     result = dict(
         about, metrics=scores, rules=rules, samples=len(rows), cut_off=cut, skipped=skipped,
-        generation=evaluator.generation, speed=classes,
+        without_reference=sum(not row['references'] for row in rows), generation=evaluator.generation, speed=classes,
     )  # fmt: skip
     replace_text(folder / RESULT_FILE, json.dumps(result, indent=2, ensure_ascii=False, default=str) + '\n')
     if cut:

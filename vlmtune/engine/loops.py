@@ -107,12 +107,13 @@ class TrainLoop(BaseLoop):
         runner = self.runner
         with StopSignals(requeue_exit_code=runner.cfg.get('requeue_exit_code')) as self.signals:
             try:
+                self._read_earlier_validations()
                 runner.call_hook('before_train')
                 runner.call_hook('before_train_epoch')
                 runner.model.train()
                 model = unwrap(runner.model)
                 self._flops, self._clock = ModelFlops(model), StepClock(model, device=runner.strategy.device)
-                self._begin_validation()
+                self._validate()  # one that is due may have been interrupted by a kill
                 if self._iter >= self._max_iters:
                     logger.warning(
                         'nothing is left to train: iteration %d of %d is done; raise max_epochs or max_steps to go on',
@@ -154,12 +155,13 @@ class TrainLoop(BaseLoop):
         self._stop_if_asked(flags)
         self._iter, self._learned = self._iter + 1, False
 
-    def _begin_validation(self) -> None:
-        """Before the first step of this process: a validation that is due may have been interrupted by a kill."""
-        if self.runner.val_loop is not None:
+    def _read_earlier_validations(self) -> None:
+        """Before the hooks begin: they name and keep the best checkpoint."""
+        loop = self.runner.val_loop
+        if loop is not None:
             with ranks.together('looking at earlier validations'):
-                self.runner.val_loop.tidy()
-            self._validate()
+                late = loop.tidy()
+            loop.history += ranks.gather(late, what='telling the last validation')[0]
 
     def _validate(self) -> None:
         """Between two steps, where it is time."""

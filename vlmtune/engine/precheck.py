@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.config.lazy import LazyObject
 from mmengine.dist import get_dist_info
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
+from mmengine.utils import is_method_overridden
 
 from vlmtune.config.targets import find_target
 from vlmtune.data import Processor, StreamingDataset
@@ -29,6 +30,11 @@ from vlmtune.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+_CALLED = frozenset(
+    f'{when}_{what}' for when in ('before', 'after') for what in ('run', 'train', 'train_epoch', 'train_iter', 'val')
+)
+"""Methods of hooks that the loops here call; mmengine has others, for its own loops and files."""
+_OF_ALL_MODES = ('_before_epoch', '_after_epoch', '_before_iter', '_after_iter')  # called for training, too
 _NOT_OURS = (CheckpointHook, EarlyStoppingHook)  # one would stop at its first save, the other never sees a validation
 
 
@@ -53,7 +59,10 @@ def check_settings(cfg: Config) -> None:
         raise ConfigError(f'visualizer={cfg.visualizer!r}: expected dict(type=Visualizer, vis_backends=[...]) or None')
     if read_trackers(cfg.get('trackers')) and cfg.get('visualizer') is not None:
         raise ConfigError('trackers and visualizer are both set; remove one of the two')
-    check_validation(cfg, hooks=build_custom_hooks(cfg))
+    hooks = build_custom_hooks(cfg)
+    for hook in hooks:
+        check_called(hook)
+    check_validation(cfg, hooks=hooks)
 
 
 def check_validation(cfg: Config, *, hooks: Sequence[Any]) -> None:
@@ -155,6 +164,25 @@ def _check_vision_cache(cfg: Config, model: Mapping[str, Any]) -> None:
         )
     family = read_family(model['pretrained_model_name_or_path'])
     check_cacheable(family, plans=plan_parts(model['tune'], family=family, lora=model.get('lora')))
+
+
+def check_called(hook: Hook) -> None:
+    """Tell which methods of a hook nobody will call.
+
+    Raises:
+        ConfigError: it has no others.
+    """
+    own = {name for name in (*Hook.stages, *_OF_ALL_MODES) if is_method_overridden(name, Hook, hook)}
+    never = [name for name in Hook.stages if name in own and name not in _CALLED]
+    if not never:
+        return
+    said = (
+        f'{type(hook).__name__}: vlmtune never calls {", ".join(never)}; behind a validation it calls '
+        'after_val(runner), when runner.val_loop.history[-1] has the scores'
+    )
+    if own.isdisjoint({*_CALLED, *_OF_ALL_MODES}):
+        raise ConfigError(said)
+    logger.warning('%s', said)
 
 
 def build_custom_hooks(cfg: Config) -> list[Hook]:

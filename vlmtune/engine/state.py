@@ -3,7 +3,8 @@
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -73,21 +74,28 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(torch.tensor(state['cuda'], dtype=torch.uint8))
 
 
+@contextmanager
+def kept_rng() -> Iterator[None]:
+    """Every random generator of this process is afterwards as it was, whatever happens inside."""
+    before = rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(before)
+
+
 def seeded_rng_state(words: Sequence[int]) -> dict[str, Any]:
     """The state of generators that were seeded with a function of some numbers; those of this process stay as they are.
 
     Args:
         words: not negative.
     """
-    before = rng_state()
     numpy_seed, python_seed, torch_seed = np.random.SeedSequence(words).generate_state(3).tolist()
-    try:
+    with kept_rng():
         np.random.seed(numpy_seed)
         random.seed(python_seed)
         torch.manual_seed(torch_seed)
         return rng_state()
-    finally:
-        set_rng_state(before)
 
 
 def message_state(hub: MessageHub, *, window: int = 0) -> dict[str, Any]:

@@ -4,6 +4,7 @@ None is imported unless ``trackers`` names it. They get the config without its s
 code nor the command line. Keys are theirs to find, in the environment or where their own login put them.
 """
 
+import importlib
 import inspect
 import textwrap
 import time
@@ -105,6 +106,7 @@ class _MLflow:
         self,
         folder: Path,
         name: str,
+        /,
         *,
         experiment: str = _PROJECT,
         tracking_uri: str | None = None,
@@ -173,7 +175,14 @@ class _SwanLab:
 TRACKERS: dict[str, Callable[..., Tracker]] = dict(
     tensorboard=_TensorBoard, wandb=_Wandb, mlflow=_MLflow, swanlab=_SwanLab
 )
-_MODULES = dict(tensorboard='tensorboard', wandb='wandb', mlflow='mlflow', swanlab='swanlab')
+_STARTS = dict(
+    tensorboard=('torch.utils.tensorboard', 'SummaryWriter'),
+    wandb=('wandb', 'init'),
+    mlflow=(__name__, '_MLflow'),
+    swanlab=('swanlab', 'init'),
+)
+"""What takes the options of each."""
+_OURS = ('dir', 'log_dir', 'settings')  # arguments that no config sets: folders of the run, no console output
 
 
 class Trackers:
@@ -262,13 +271,7 @@ def read_trackers(given: Any) -> dict[str, dict[str, Any]]:
             raise ConfigError(
                 f'trackers: {name!r} is none{did_you_mean(str(name), TRACKERS)}; expected {", ".join(TRACKERS)}'
             )
-        arguments = inspect.signature(TRACKERS[name]).parameters
-        known = [key for key in arguments if key not in ('folder', 'name', 'options')]
         for key, value in options.items():
-            if key not in known and 'options' not in arguments:
-                raise ConfigError(
-                    f'trackers.{name}.{key}: unknown argument{did_you_mean(key, known)}; there are {", ".join(known)}'
-                )
             if any(word in key.lower() for word in ('key', 'token', 'password')) or without_secrets(str(value)) != str(
                 value
             ):
@@ -276,5 +279,20 @@ def read_trackers(given: Any) -> dict[str, dict[str, Any]]:
                     f'trackers.{name}.{key}: secrets are not read from configs; '
                     f'remove it, and use the login or the environment variables of {name}'
                 )
-        need(_MODULES[name], extra=name, what=f'trackers={name!r}')
+        need(name, extra=name, what=f'trackers={name!r}')
+        if options:
+            _check_options(name, options)
     return chosen
+
+
+def _check_options(tracker: str, options: Mapping[str, Any]) -> None:
+    module, function = _STARTS[tracker]
+    parameters = inspect.signature(getattr(importlib.import_module(module), function)).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return  # it takes whatever comes, and does not tell what it knows
+    known = [name for name, one in parameters.items() if one.kind is not one.POSITIONAL_ONLY and name not in _OURS]
+    for name in options:
+        if name not in known:
+            raise ConfigError(
+                f'trackers.{tracker}.{name}: unknown argument{did_you_mean(name, known)}; there are {", ".join(known)}'
+            )

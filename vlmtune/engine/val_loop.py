@@ -5,13 +5,11 @@ were. The scores of all validations so far are part of a checkpoint, so that wha
 checkpoint, stopping early) is the same in a run that was resumed.
 """
 
-import json
 import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from vlmtune.engine import ranks
 from vlmtune.engine.optim import unwrap
 from vlmtune.engine.run_layout import PREDICTIONS_FILE, VALIDATION_FILE, VALIDATION_FOLDER
 from vlmtune.engine.signals import SIGNALS
-from vlmtune.engine.state import rng_state, set_rng_state
+from vlmtune.engine.state import kept_rng
 from vlmtune.engine.step_feed import MicroBatch, StepFeed, stop_all
 from vlmtune.evaluation import Evaluator
 from vlmtune.evaluation.generation import answering
@@ -35,6 +33,7 @@ from vlmtune.registry import LOOPS
 from vlmtune.structures import IGNORE_INDEX
 from vlmtune.utils.disk import replace_text
 from vlmtune.utils.errors import ConfigError
+from vlmtune.utils.json_lines import append_lines, as_line, parse_lines
 
 logger = logging.getLogger(__name__)
 
@@ -118,20 +117,31 @@ class ValLoop(BaseLoop):
         """
         self.history = [{n: float(v) for n, v in row.items()} | {'iteration': int(row['iteration'])} for row in history]
 
-    def tidy(self) -> None:
-        """Remove what an abandoned run has left behind the step at which this one begins; the first rank does it."""
+    def tidy(self) -> list[dict[str, Any]]:
+        """Remove what an abandoned run has left behind the step at which this one begins; the first rank does it.
+
+        Returns:
+            What ``history`` lacks: the validation of that very step, made by a run that ended there. It was made
+            behind the save, and a run that goes on longer does not repeat it.
+        """
         done, work_dir = self.runner.train_loop.steps_done, Path(self.runner.work_dir)
         if self.runner.rank != 0:
-            return
+            return []
         elsewhere = isinstance(self.runner._resume, str) and Path(self.runner._resume).absolute().parent != work_dir
+        abandoned = elsewhere or not done
         for folder in (work_dir / VALIDATION_FOLDER).glob('iter_*'):
             number = folder.name.removeprefix('iter_')
-            if number.isdigit() and (int(number) > done or (int(number) == done and (elsewhere or not done))):
+            if number.isdigit() and (int(number) > done or (int(number) == done and abandoned)):
                 shutil.rmtree(folder, ignore_errors=True)
         records, known = work_dir / VALIDATION_FILE, {row['iteration'] for row in self.history}
-        if records.exists():
-            lines = records.read_text(encoding='utf-8').splitlines(keepends=True)
-            replace_text(records, ''.join(line for line in lines if _iteration_of(line) in known))
+        if not records.exists():
+            return []
+        rows = [row for row in parse_lines(records.read_text(encoding='utf-8').split('\n')) if row]
+        late = [] if abandoned or done in known or self.due(done) else [r for r in rows if r.get('iteration') == done]
+        kept = [row for row in rows if row.get('iteration') in known or row in late]
+        replace_text(records, ''.join(as_line(row) for row in kept))
+        scores = [{name: row[name] for name in row.get('rules', ()) if row.get(name) is not None} for row in late[-1:]]
+        return [{'iteration': done, **row} for row in scores]
 
     # ---- a validation
 
@@ -148,7 +158,7 @@ class ValLoop(BaseLoop):
         done = runner.train_loop.steps_done
         ranks.note(f'validating behind iteration {done}')
         runner.call_hook('before_val')
-        with answering(unwrap(runner.model)), _kept_rng():
+        with answering(unwrap(runner.model)), kept_rng():
             loss, flags = self._mean_loss(at=f'the validation behind iteration {done}')
             if loss is None:
                 return flags
@@ -223,21 +233,4 @@ class ValLoop(BaseLoop):
         line = dict(
             iteration=row['iteration'], epoch=runner.epoch, **finite, seconds=seconds, samples=samples, rules=rules
         )
-        with Path(runner.work_dir, VALIDATION_FILE).open('a', encoding='utf-8') as file:
-            file.write(json.dumps(line) + '\n')
-
-
-@contextmanager
-def _kept_rng() -> Iterator[None]:
-    before = rng_state()
-    try:
-        yield
-    finally:
-        set_rng_state(before)
-
-
-def _iteration_of(line: str) -> int | None:
-    try:
-        return json.loads(line)['iteration']
-    except (ValueError, KeyError, TypeError):  # half a line, of a run that was killed
-        return None
+        append_lines(Path(runner.work_dir, VALIDATION_FILE), [line])

@@ -15,7 +15,7 @@ from vlmtune.data import Processor
 from vlmtune.data.images import resolve_image_path
 from vlmtune.data.sample_loading import blank_images, load_images
 from vlmtune.data.sample_table import BadSample
-from vlmtune.evaluation.batches import Batch
+from vlmtune.evaluation.batches import QuestionBatch
 from vlmtune.evaluation.generation import Answer, answer_prompts, prompt_inputs
 from vlmtune.evaluation.prediction_file import PredictionRow
 from vlmtune.evaluation.questions import Question, Questions
@@ -73,7 +73,7 @@ class Asker:
         stop = self.should_stop()
         return stop if self.gather is None else any(self.gather(stop))
 
-    def load(self, batch: Batch) -> tuple[dict[str, Tensor], dict[int, DataError]]:
+    def load(self, batch: QuestionBatch) -> tuple[dict[str, Tensor], dict[int, DataError]]:
         """The inputs of a batch; blank images stand for those that turn out to be broken."""
         images: list[list[Image]] = []
         broken: dict[int, DataError] = {}
@@ -86,7 +86,7 @@ class Asker:
         prompts = [question.prompt for question in batch.questions]
         return prompt_inputs(self.processor, prompts, images=images), broken
 
-    def note_broken(self, batch: Batch, broken: Mapping[int, DataError]) -> list[PredictionRow]:
+    def note_broken(self, batch: QuestionBatch, broken: Mapping[int, DataError]) -> list[PredictionRow]:
         """Count rows that cannot be asked.
 
         Raises:
@@ -101,7 +101,7 @@ class Asker:
                 rows.append(dict(index=problem.index, where=problem.where, error=error.kind, reason=problem.reason))
         return rows
 
-    def ask(self, batch: Batch, inputs: Mapping[str, Tensor]) -> list[Answer]:
+    def ask(self, batch: QuestionBatch, inputs: Mapping[str, Tensor]) -> list[Answer]:
         """The answers of the model; sampling draws from a generator of the batch's own."""
         synced: dict[str, Any] = {'synced_gpus': True} if self.gather is not None else {}
         with _own_randomness(self.settings, seed=self.seed + batch.number):
@@ -142,7 +142,7 @@ def _own_randomness(settings: Mapping[str, Any], *, seed: int) -> Iterator[None]
         yield
 
 
-def take_loaded(coming: Future, asker: Asker, batch: Batch) -> tuple[dict[str, Tensor], list[PredictionRow]]:
+def take_loaded(coming: Future, asker: Asker, batch: QuestionBatch) -> tuple[dict[str, Tensor], list[PredictionRow]]:
     """What was loaded; where ranks call the model together, a failure to load is one of all."""
     found: list[tuple[dict[str, Tensor], list[PredictionRow]]] = []
 
@@ -162,7 +162,7 @@ def take_loaded(coming: Future, asker: Asker, batch: Batch) -> tuple[dict[str, T
 # ---- out of memory
 
 
-def ask_or_explain(asker: Asker, batch: Batch, inputs: Mapping[str, Tensor]) -> list[Answer]:
+def ask_or_explain(asker: Asker, batch: QuestionBatch, inputs: Mapping[str, Tensor]) -> list[Answer]:
     try:
         return asker.ask(batch, inputs)
     except RuntimeError as error:
@@ -177,7 +177,7 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
-def _advice(asker: Asker, batch: Batch, reason: str) -> str:
+def _advice(asker: Asker, batch: QuestionBatch, reason: str) -> str:
     longest, count = batch.questions[0], len(batch.questions)
     images = len(longest.images)
     pictures = f', {images} image{"s" if images > 1 else ""}' if images else ''
@@ -192,12 +192,12 @@ def _advice(asker: Asker, batch: Batch, reason: str) -> str:
     return f'{said}; not even it alone fits: use smaller images, fewer max_new_tokens, or a quantised model'
 
 
-def _largest_that_fits(asker: Asker, batch: Batch) -> int:
+def _largest_that_fits(asker: Asker, batch: QuestionBatch) -> int:
     """The largest half, quarter, ... of the batch that can be answered; 0 if not even one can."""
     count = len(batch.questions) // 2
     while count:
         _empty_cache()
-        smaller = Batch(batch.number, batch.questions[:count])
+        smaller = QuestionBatch(batch.number, batch.questions[:count])
         try:
             asker.ask(smaller, asker.load(smaller)[0])
             return count

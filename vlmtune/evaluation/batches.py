@@ -31,7 +31,7 @@ def _state(image: ImageRef, question: Question) -> Any:
 
 
 @dataclass(frozen=True)
-class Batch:
+class QuestionBatch:
     """Questions that are answered together."""
 
     number: int  # among all batches, answered or not
@@ -40,19 +40,19 @@ class Batch:
 
 def deal(
     questions: Sequence[Question], done: Mapping[int, Any], *, batch_size: int, world_size: int
-) -> list[list[Batch]]:
+) -> list[list[QuestionBatch]]:
     """Rounds of one batch per rank, longest first; all of a round with images, or all without.
 
     A batch of which any answer is missing is asked as a whole: in other company, an answer could differ in rounding.
     """
-    rounds: list[list[Batch]] = []
+    rounds: list[list[QuestionBatch]] = []
     number = 0
     for with_images in (True, False):
         chosen = [question for question in questions if bool(question.images) == with_images]
         chosen.sort(key=lambda question: (-len(question.prompt), question.index))
         pending = []
         for start in range(0, len(chosen), batch_size):
-            batch = Batch(number, tuple(chosen[start : start + batch_size]))
+            batch = QuestionBatch(number, tuple(chosen[start : start + batch_size]))
             number += 1
             if any(question.index not in done for question in batch.questions):
                 pending.append(batch)

@@ -1,6 +1,7 @@
 """What is asked of the answers to a data set: which metrics, how they are generated, what is right."""
 
 import inspect
+import logging
 import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -10,39 +11,19 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from mmengine.config.lazy import LazyObject
-from transformers import GenerationConfig
 
+from vlmtune.evaluation.generation import check_generation
 from vlmtune.evaluation.metrics import LESS_IS_BETTER, METRICS, PACKAGES
-from vlmtune.evaluation.stopping import as_stop_strings
 from vlmtune.utils.errors import ConfigError, UserError
 from vlmtune.utils.extras import need
 from vlmtune.utils.suggest import did_you_mean
+
+logger = logging.getLogger(__name__)
 
 Rule: TypeAlias = Literal['greater', 'less']
 """Which of two values of a score is the better one."""
 
 _SUPPLIED = ('samples', 'processor')
-_POSITIVE_INTEGER = (lambda value: isinstance(value, int) and value >= 1), 'a positive integer'
-_ABOVE_0 = (lambda value: value > 0), 'a number above 0'
-_SHARE = (lambda value: 0 <= value <= 1), 'a number from 0 to 1'
-_RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = dict(
-    max_new_tokens=_POSITIVE_INTEGER,
-    num_beams=_POSITIVE_INTEGER,
-    temperature=_ABOVE_0,
-    repetition_penalty=_ABOVE_0,
-    top_p=((lambda value: 0 < value <= 1), 'a number above 0 and at most 1'),
-    top_k=((lambda value: isinstance(value, int) and value >= 0), '0 (no limit) or a positive integer'),
-    min_p=_SHARE,
-    no_repeat_ngram_size=((lambda value: isinstance(value, int) and value >= 0), '0 or a positive integer'),
-)
-"""Settings of ``generate`` about which transformers itself only warns, or fails in the middle of an answer."""
-_NOT_FREE = dict(
-    eos_token_id='answers end where the chat template ends a turn; add stop_strings for other ends',
-    pad_token_id='it is the one of the tokenizer',
-    max_length='it would count the prompt too; set max_new_tokens',
-    num_return_sequences='a question has one answer; remove it',
-    return_dict_in_generate='only texts are read; remove it',
-)
 
 
 @dataclass(frozen=True)
@@ -114,8 +95,9 @@ class Evaluator:
         """
         if not self.metrics:
             return {}
-        self.check_references([row['references'] for row in rows])
         scored = [row for row in rows if row['references']]
+        if not scored:
+            raise self._nothing_to_compare(len(rows))
         found: dict[str, float] = {}
         for metric in self.metrics:
             scores = self._call(metric, scored)
@@ -130,7 +112,7 @@ class Evaluator:
         return found
 
     def check_references(self, references: Sequence[Sequence[str]]) -> None:
-        """Tell, better before anything is asked, that there is nothing to compare answers with.
+        """Tell, better before anything is asked, of how many rows the answers cannot be compared with anything.
 
         Args:
             references: of each row.
@@ -138,12 +120,21 @@ class Evaluator:
         Raises:
             ConfigError: there are metrics, and no row has a reference.
         """
-        if self.metrics and not any(references):
-            key = 'an answer in its last turn' if self.reference_key is None else f'the key {self.reference_key!r}'
-            raise ConfigError(
-                f'{self._at}metrics: none of {len(references)} rows has {key} to compare with; '
-                'set reference_key to the key that holds what is right, or remove the metrics'
-            )
+        left_out = sum(not found for found in references)
+        if not self.metrics or not left_out:
+            return
+        if left_out == len(references):
+            raise self._nothing_to_compare(len(references))
+        logger.warning(
+            '%d of %d rows have no reference: they are asked, and left out of the scores', left_out, len(references)
+        )
+
+    def _nothing_to_compare(self, count: int) -> ConfigError:
+        key = 'an answer in its last turn' if self.reference_key is None else f'the key {self.reference_key!r}'
+        return ConfigError(
+            f'{self._at}metrics: none of {count} rows has {key} to compare with; '
+            'set reference_key to the key that holds what is right, or remove the metrics'
+        )
 
     def rule_of(self, name: str) -> Rule | None:
         """Which of two values of a score is the better one: built-in metrics know, others have a ``rule``, or none."""
@@ -179,39 +170,6 @@ class Evaluator:
         if not isinstance(value, Mapping):
             return {metric.name: value}
         return {f'{metric.lead}{name}': number for name, number in value.items()}
-
-
-def check_generation(settings: Mapping[str, Any], *, where: str) -> None:
-    """Whether transformers' ``generate`` knows these settings.
-
-    Args:
-        settings: by name; ``stop_strings`` is one of them.
-        where: they stand, for the message.
-
-    Raises:
-        ConfigError: it does not, or a value cannot be.
-    """
-    known = {name for name in GenerationConfig().to_dict() if not name.startswith('_')}
-    for name in settings:
-        if name not in known:
-            raise ConfigError(f'{where}: generate() has no setting {name!r}{did_you_mean(name, known)}')
-        if name in _NOT_FREE and settings[name] is not None:
-            raise ConfigError(f'{where}: {name} cannot be set: {_NOT_FREE[name]}')
-        holds, expected = _RANGES.get(name, (None, ''))
-        if holds is not None and settings[name] is not None and not _holds(holds, settings[name]):
-            raise ConfigError(f'{where}: {name}={settings[name]!r}; expected {expected}')
-    as_stop_strings(settings.get('stop_strings') or (), name=f'{where}.stop_strings')
-    try:
-        GenerationConfig(**settings)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f'{where}: {" ".join(str(error).split())}') from error
-
-
-def _holds(condition: Callable[[Any], bool], value: Any) -> bool:
-    try:
-        return condition(value)
-    except TypeError:  # no number
-        return False
 
 
 def _metric(given: Mapping[str, Any] | Callable[..., Any] | str, *, where: str) -> _Metric:

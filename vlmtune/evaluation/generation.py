@@ -1,8 +1,9 @@
-"""Answers to many conversations, in batches.
+"""Answers to many conversations, in batches, and the settings they can have.
 
 Letters: B rows, L tokens.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,13 +13,37 @@ from typing import Any, Literal
 import torch
 from PIL.Image import Image
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from vlmtune.data import Processor
 from vlmtune.data.collate import join_images
 from vlmtune.data.images import load_image, read_image_size
-from vlmtune.evaluation.stopping import cut_at, stopping_criteria
+from vlmtune.evaluation.stopping import as_stop_strings, cut_at, stopping_criteria
 from vlmtune.structures import IGNORE_INDEX, Conversation, Sample
 from vlmtune.utils.errors import ConfigError, DataError
+from vlmtune.utils.suggest import did_you_mean
+
+_POSITIVE_INTEGER = (lambda value: isinstance(value, int) and value >= 1), 'a positive integer'
+_ABOVE_0 = (lambda value: 0 < value < math.inf), 'a number above 0'
+_SHARE = (lambda value: 0 <= value <= 1), 'a number from 0 to 1'
+_RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = dict(
+    max_new_tokens=_POSITIVE_INTEGER,
+    num_beams=_POSITIVE_INTEGER,
+    temperature=_ABOVE_0,
+    repetition_penalty=_ABOVE_0,
+    top_p=((lambda value: 0 < value <= 1), 'a number above 0 and at most 1'),
+    top_k=((lambda value: isinstance(value, int) and value >= 0), '0 (no limit) or a positive integer'),
+    min_p=_SHARE,
+    no_repeat_ngram_size=((lambda value: isinstance(value, int) and value >= 0), '0 or a positive integer'),
+)
+"""Settings of ``generate`` about which transformers itself only warns, or fails in the middle of an answer."""
+_NOT_FREE = dict(
+    eos_token_id='answers end where the chat template ends a turn; add stop_strings for other ends',
+    pad_token_id='it is the one of the tokenizer',
+    max_length='it would count the prompt too; set max_new_tokens',
+    num_return_sequences='a question has one answer; remove it',
+    return_dict_in_generate='only texts are read; remove it',
+)
 
 
 def encode_prompt(processor: Processor, conversation: Conversation, *, image_root: Path | None = None) -> Sample:
@@ -201,3 +226,39 @@ def generate(
             for i, answer in zip(rows, answer_prompts(model, processor, inputs, **ending, **generation), strict=True):
                 answers[i] = answer.text
     return answers
+
+
+def check_generation(settings: Mapping[str, Any], *, where: str) -> None:
+    """Whether transformers' ``generate`` knows these settings.
+
+    Args:
+        settings: by name; ``stop_strings`` is one of them.
+        where: they stand, for the message.
+
+    Raises:
+        ConfigError: it does not, or a value cannot be.
+    """
+    known = {name for name in GenerationConfig().to_dict() if not name.startswith('_')}
+    for name in settings:
+        if name not in known:
+            raise ConfigError(f'{where}: generate() has no setting {name!r}{did_you_mean(name, known)}')
+        if name in _NOT_FREE and settings[name] is not None:
+            raise ConfigError(f'{where}: {name} cannot be set: {_NOT_FREE[name]}')
+        if expected := expected_of(name, settings[name]):
+            raise ConfigError(f'{where}: {name}={settings[name]!r}; expected {expected}')
+    as_stop_strings(settings.get('stop_strings') or (), name=f'{where}.stop_strings')
+    try:
+        GenerationConfig(**settings)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f'{where}: {" ".join(str(error).split())}') from error
+
+
+def expected_of(name: str, value: Any) -> str | None:
+    """What a setting of ``generate`` has to be, in words, if this value is none that it can have; None always can."""
+    holds, expected = _RANGES.get(name, (None, ''))
+    if holds is None or value is None:
+        return None
+    try:
+        return None if holds(value) else expected
+    except TypeError:  # no number
+        return expected

@@ -12,7 +12,7 @@ import torch
 from vlmtune.data import Processor
 from vlmtune.data.sample_table import BadSample
 from vlmtune.evaluation.asking import Asker, Gather, ask_or_explain, attempt, raise_first, take_loaded
-from vlmtune.evaluation.batches import Batch, deal, fingerprint
+from vlmtune.evaluation.batches import QuestionBatch, deal, fingerprint
 from vlmtune.evaluation.generation import answering
 from vlmtune.evaluation.prediction_file import PredictionFile, PredictionRow
 from vlmtune.evaluation.questions import Questions
@@ -136,7 +136,7 @@ def _sorted_out(
 
 
 def _answer_all(
-    asker: Asker, rounds: Sequence[Sequence[Batch]], kept: PredictionFile, *, autocast_dtype: torch.dtype | None
+    asker: Asker, rounds: Sequence[Sequence[QuestionBatch]], kept: PredictionFile, *, autocast_dtype: torch.dtype | None
 ) -> Iterator[PredictionRow]:
     """The rows of this rank, each written as it comes. The images of the next batch load while the model answers."""
     rank, synced = asker.rank, asker.gather is not None

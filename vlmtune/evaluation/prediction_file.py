@@ -4,7 +4,6 @@ While a run is on, each rank adds to a part beside the file, whose first line sa
 all is answered, the rows stand in the file itself, in the order of the questions, and the parts are gone.
 """
 
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
@@ -13,6 +12,7 @@ from typing import Any, TypeAlias
 
 from vlmtune.utils.disk import replace_text
 from vlmtune.utils.errors import CheckpointError
+from vlmtune.utils.json_lines import as_line, parse_lines
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class PredictionFile:
             CheckpointError: the disk is full.
         """
         try:
-            self._part.write(''.join(map(_as_line, rows)))
+            self._part.write(''.join(map(as_line, rows)))
             self._part.flush()
         except OSError as error:
             raise self._unwritable(error) from error
@@ -151,24 +151,11 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _write_anew(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    replace_text(path, ''.join(map(_as_line, rows)))
-
-
-def _as_line(row: Mapping[str, Any]) -> str:
-    """Half characters, as names of files may have, become escapes of JSON."""
-    return json.dumps(row, ensure_ascii=False).encode(errors='backslashreplace').decode() + '\n'
+    replace_text(path, ''.join(map(as_line, rows)))
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects in a file, up to a line that was not finished."""
-    if not path.is_file():
-        return
-    with path.open(encoding='utf-8', errors='replace') as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                return
-            if not isinstance(row, dict) or not line.endswith('\n'):
-                return
-            yield row
+    """The objects in a file."""
+    if path.is_file():
+        with path.open(encoding='utf-8', errors='replace') as file:
+            yield from filter(None, parse_lines(file))

@@ -2,7 +2,6 @@
 
 import importlib.util
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,20 +11,22 @@ import torch
 from transformers import PreTrainedModel
 
 from vlmtune.apps.chat.pieces import PieceStreamer
-from vlmtune.apps.export.adapters import ADAPTER_CONFIG, attach_adapter, base_of, find_adapter
-from vlmtune.apps.export.common import base_dtype, load_processor
+from vlmtune.apps.export.adapters import attach_adapter, find_adapter
+from vlmtune.apps.export.options import base_dtype
+from vlmtune.apps.export.processor_files import load_processor
 from vlmtune.apps.export.record import ExportRecord, read_record
 from vlmtune.data import Processor
 from vlmtune.data.templates import TEMPLATES
 from vlmtune.evaluation import generate
-from vlmtune.evaluation.generation import encode_prompt
+from vlmtune.evaluation.generation import encode_prompt, expected_of
 from vlmtune.evaluation.stopping import as_stop_strings
 from vlmtune.layouts import find_source, read_config
 from vlmtune.models import load_model
 from vlmtune.models.loading import parse_dtype
 from vlmtune.structures import Conversation, Message, TextPart
+from vlmtune.utils.adapter_folder import split_adapter
 from vlmtune.utils.device import find_device
-from vlmtune.utils.errors import CheckpointError, ConfigError, DataError
+from vlmtune.utils.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -48,23 +49,15 @@ def generation_settings(
     Raises:
         ConfigError: a number out of range, top_p or top_k without a temperature, or an empty stop word.
     """
-    penalty = 1 if repetition_penalty is None else repetition_penalty
-    checks = (
-        ('--max-new-tokens', max_new_tokens, max_new_tokens >= 1, 'a positive integer'),
-        ('--temperature', temperature, temperature is None or 0 <= temperature < math.inf, '0 (greedy) or more'),
-        ('--top-p', top_p, top_p is None or 0 < top_p <= 1, 'above 0 and at most 1'),
-        ('--top-k', top_k, top_k is None or top_k >= 0, '0 (no limit) or more'),
-        ('--repetition-penalty', penalty, 0 < penalty < math.inf, 'above 0; 1 is none'),
-        ('--stop-words', list(stop_words), all(stop_words), 'texts of at least one character'),
-    )
-    for name, value, is_valid, expected in checks:
-        if not is_valid:
-            raise ConfigError(f'{name} {value}: expected {expected}')
+    limits: dict[str, Any] = dict(top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty)
+    for name, value in dict(limits, max_new_tokens=max_new_tokens, temperature=temperature or None).items():
+        if expected := expected_of(name, value):
+            raise ConfigError(f'--{name.replace("_", "-")} {value}: expected {expected}')
     settings: dict[str, Any] = dict(max_new_tokens=max_new_tokens, do_sample=bool(temperature))
-    if penalty != 1:
-        settings['repetition_penalty'] = penalty
-    if stop_words:
-        settings['stop_strings'] = list(stop_words)
+    if repetition_penalty not in (None, 1):
+        settings['repetition_penalty'] = repetition_penalty
+    if stop_strings := as_stop_strings(stop_words, name='--stop-words'):
+        settings['stop_strings'] = stop_strings
     if not temperature:
         if top_k or (top_p is not None and top_p < 1):
             raise ConfigError('--top-p and --top-k need a --temperature above 0; without one the answer is greedy')
@@ -174,7 +167,7 @@ def load_answerer(
     if bits not in _QUANTIZATIONS:
         raise ConfigError(f'--bits {bits}: expected 4 or 8')
     if isinstance(model, str):
-        model, adapter = split_adapter_folder(model, adapter)
+        model, adapter = split_adapter(model, adapter)
     if adapter is not None and offload_folder is not None:
         raise ConfigError(
             f'--offload-folder {offload_folder}: no adapter can be put on weights that lie in files; merge it first '
@@ -225,21 +218,6 @@ def _stop_strings(processor: Processor, *, template: str | None, asked: str | Se
     known = {*processor.tokenizer.all_special_tokens, *processor.tokenizer.get_added_vocab()}
     is_text = template is not None and closing and not any(closing[0].startswith(token) for token in known)
     return stops + (closing if is_text else [])
-
-
-def split_adapter_folder(model: str, adapter: str | None) -> tuple[str, str | None]:
-    """Model and adapter; the folder of an adapter alone means its base and the adapter.
-
-    Raises:
-        CheckpointError: the adapter names no base.
-    """
-    folder = Path(model).expanduser()
-    if adapter is not None or not (folder / ADAPTER_CONFIG).is_file() or (folder / 'config.json').is_file():
-        return model, adapter
-    base = base_of(folder)
-    if base is None:
-        raise CheckpointError(f'{model} is an adapter that names no base model; give the base, and --adapter {model}')
-    return base, model
 
 
 def _quantized_record(adapter: Path | None) -> ExportRecord | None:

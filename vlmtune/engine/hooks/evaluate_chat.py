@@ -1,6 +1,5 @@
 """Sample answers, before, while and after training."""
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +12,15 @@ from vlmtune.data.images import load_image
 from vlmtune.engine import ranks
 from vlmtune.engine.optim import unwrap
 from vlmtune.engine.run_layout import CHAT_FILE
-from vlmtune.engine.state import rng_state, set_rng_state
+from vlmtune.engine.state import kept_rng
 from vlmtune.engine.trackers import Trackers
 from vlmtune.evaluation import generate
-from vlmtune.evaluation.evaluator import check_generation
+from vlmtune.evaluation.generation import check_generation
 from vlmtune.evaluation.stopping import as_stop_strings
 from vlmtune.registry import HOOKS
 from vlmtune.structures import Conversation, ImageRef, Message, TextPart, user_message
 from vlmtune.utils.errors import ConfigError, DataError
+from vlmtune.utils.json_lines import append_lines
 
 logger = logging.getLogger(__name__)
 
@@ -117,23 +117,19 @@ class EvaluateChatHook(Hook):
 
         No rank stops before the last one does: where they sample, each draws an answer of its own.
         """
-        before, model = rng_state(), unwrap(runner.model)
+        model = unwrap(runner.model)
         settings = dict(self.generation, stop_strings=self.stop_words) | (dict(synced_gpus=True) if synced else {})
-        answers = generate(model.model, runner.processor, self.conversations, autocast_dtype=model.dtype, **settings)
-        set_rng_state(before)
-        return answers
+        with kept_rng():
+            return generate(model.model, runner.processor, self.conversations, autocast_dtype=model.dtype, **settings)
 
     def _record(self, runner: Any, iteration: int, answers: list[str]) -> None:
-        with Path(runner.work_dir, CHAT_FILE).open('a', encoding='utf-8') as file:
-            for i, (conversation, answer) in enumerate(zip(self.conversations, answers, strict=True)):
-                images = [str(image) for image in conversation.images]
-                where, asked = f' {images}' if images else '', self.inputs[i]
-                logger.info(
-                    'sample answer at iteration %d%s\n  asked: %s\n  answer: %s', iteration, where, asked, answer
-                )
-                row = dict(iteration=iteration, input=asked, images=images, answer=answer)
-                file.write(json.dumps(row, ensure_ascii=False) + '\n')
-                self._show(runner.visualizer, i, f'asked: {asked}\n\nanswer: {answer}', iteration)
+        for i, (conversation, answer) in enumerate(zip(self.conversations, answers, strict=True)):
+            images = [str(image) for image in conversation.images]
+            where, asked = f' {images}' if images else '', self.inputs[i]
+            logger.info('sample answer at iteration %d%s\n  asked: %s\n  answer: %s', iteration, where, asked, answer)
+            row = dict(iteration=iteration, input=asked, images=images, answer=answer)
+            append_lines(Path(runner.work_dir, CHAT_FILE), [row])
+            self._show(runner.visualizer, i, f'asked: {asked}\n\nanswer: {answer}', iteration)
 
     def _show(self, visualizer: Any, i: int, text: str, iteration: int) -> None:
         """Text and pictures for trackers, under the same name; a visualizer of mmengine's takes pictures only."""

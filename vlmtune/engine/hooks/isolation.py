@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlmtune.data import Processor
 from vlmtune.engine.optim import unwrap
-from vlmtune.engine.state import rng_state, set_rng_state
+from vlmtune.engine.state import kept_rng
 from vlmtune.models.isolation import check_isolation, check_positions
 from vlmtune.registry import HOOKS
 from vlmtune.structures import SampleKey
@@ -80,7 +80,10 @@ class IsolationHook(Hook):
         check_positions(
             unwrap(runner.model).model.config.get_text_config(), longest=_longest(runner.train_dataloader.dataset)
         )
-        state = rng_state()
+        with kept_rng():
+            self._check(runner)
+
+    def _check(self, runner: Any) -> None:
         loader, device = runner.train_dataloader, runner.strategy.device
         keys = _two_samples(loader)
         if len(keys) < 2:
@@ -94,7 +97,6 @@ class IsolationHook(Hook):
         )
         border = len(first['input_ids'])
         report = check_isolation(unwrap(runner.model), packed=packed, changed=changed, alone=alone, border=border)
-        set_rng_state(state)
         logger.info(
             'packed samples do not see each other: %s; largest change %.1e, of the sample itself %.1e',
             report.attention,

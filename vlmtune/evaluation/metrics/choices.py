@@ -6,19 +6,31 @@ from typing import Any
 
 from vlmtune.evaluation.metrics.pairs import References, in_pairs
 
-_LETTER = r'[\(（\[]?\s*\**([A-Z])\**\s*[\)）\]]?'
-_ANOTHER = r'(?!\W*(?:or|and|或|和|/|&)\W*[A-Z](?![\w\']))(?!\s*[,、]\s*[\(（\[]?[A-Z][\)）\]]?\s*(?:[.,、]|$))'
-# 'B', '(B)', '**B**', 'B.', 'B) a cat', 'B: a cat'; a sentence that starts with 'A' is none.
-_AT_THE_START = re.compile(rf'\W*?{_LETTER}{_ANOTHER}(?:\s*$|(?<=[\)）\]])|\s*[.:,;、．，。：])')
+_BRACKETED = r'[\(（\[]\s*\**([A-Za-z])\**\s*[\)）\]]'
+
+
+def _letter(letters: str) -> str:
+    return rf'[\(（\[]?\s*\**([{letters}])\**\s*[\)）\]]?'
+
+
+def _at_the_start(letters: str, *, then: str) -> re.Pattern[str]:
+    """A letter with nothing behind it, a closing bracket or ``then``, and no other letter beside it."""
+    joined = rf'(?!\W*(?:or|and|或|和|/|&)\W*[{letters}](?![\w\']))'
+    listed = rf'(?!\s*[,、]\s*[\(（\[]?[{letters}][\)）\]]?\s*(?:[.,、]|$))'
+    return re.compile(rf'\W*?{_letter(letters)}{joined}{listed}(?:\s*$|(?<=[\)）\]])|\s*(?:{then}))')
+
+
+# 'B', '(B)', '**B**', 'B.', 'B) a cat', 'B: a cat', 'b', '(b)', 'b. a cat'; 'A cat', 'a cat' and 'e.g. a cat' are none.
+_AT_THE_START = (_at_the_start('A-Z', then='[.:,;、．，。：]'), _at_the_start('a-z', then=r'[.:](?=\s|$)|[、．，。：]'))
 # 'the answer is (B)', 'Answer: b', 'option B is correct', '答案是B', '选 B', '选项：B'; 'the answer is a cat' is none.
 _NAMED = re.compile(
-    r'(?:answer|option|choice|答案|选项|选择|选)(?:\s+is)?(?:\s*[:：是为]\s*|\s+|(?=[A-Z(（\[*]))'
-    rf'(?:(?-i:{_LETTER})(?![\w\'])|([a-z])(?=\W*$|[.,;)]))',
+    r'(?:(?:answer|option|choice)(?-i:(?![a-z]))|答案|选项|选择|选)(?:\s+is)?(?:\s*[:：是为]\s*|\s+|(?=[A-Z(（\[*]))'
+    rf'(?:(?-i:{_letter("A-Z")})(?![\w\'])|{_BRACKETED}|\**([a-z])(?=\W*$|[.,;)]))',
     re.I,
 )
-_IN_BRACKETS = re.compile(r'[\(（\[]\s*([A-Z])\s*[\)）\]]')
+_IN_BRACKETS = re.compile(rf'(?<![A-Za-z]){_BRACKETED}')  # 'cat(s)' names none
 _ALONE = re.compile(r'(?<![\w\'])([A-Z])(?![\w\'])')
-_CHOICE = re.compile(r'^\s*[\(（\[]?([A-Z])[\)）\].:：、．]\s*(\S.*?)\s*$', re.M)
+_CHOICE = re.compile(r'^\s*[\(（\[]?([A-Za-z])[\)）\].:：、．]\s*(\S.*?)\s*$', re.M)
 
 
 def multiple_choice(
@@ -55,19 +67,21 @@ def read_choice(answer: str, *, choices: Mapping[str, str] | None = None) -> str
     """The letter that an answer gives, or None.
 
     Args:
-        answer: in any of the usual forms: ``B``, ``(B)``, ``B. a cat``, ``The answer is B.``, ``答案是B``.
+        answer: in any of the usual forms: ``B``, ``(B)``, ``B. a cat``, ``The answer is B.``, ``答案是B``; small
+            letters, too, where they cannot be words: ``b``, ``(b)``, ``b) a cat``.
         choices: {letter: text} of the question, for an answer that is the text of one.
     """
     text = answer.strip()
     for letter, choice in (choices or {}).items():
         if _plain(text) == _plain(choice):
             return letter
-    if start := _AT_THE_START.match(text):
-        return start[1]
-    if named := [(match[1] or match[2]).upper() for match in _NAMED.finditer(text)]:
+    for pattern in _AT_THE_START:
+        if start := pattern.match(text):
+            return start[1].upper()
+    if named := [next(filter(None, match.groups())).upper() for match in _NAMED.finditer(text)]:
         return named[-1]
     for pattern in (_IN_BRACKETS, _ALONE):
-        letters = {match[1] for match in pattern.finditer(text)}
+        letters = {match[1].upper() for match in pattern.finditer(text)}
         if pattern is _ALONE:
             letters -= {'A', 'I'}  # words of their own, in a sentence
         if letters:
@@ -76,7 +90,7 @@ def read_choice(answer: str, *, choices: Mapping[str, str] | None = None) -> str
 
 
 def _choices(question: str) -> dict[str, str]:
-    return dict(_CHOICE.findall(question))
+    return {letter.upper(): text for letter, text in _CHOICE.findall(question)}
 
 
 def _plain(text: str) -> str:
