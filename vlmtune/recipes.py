@@ -33,7 +33,7 @@ def list_recipes(pattern: str | None = None) -> list[Path]:
     """The built-in recipes, sorted by name.
 
     Args:
-        pattern: keep names that contain it, or that match it where it has a wildcard (``*_qlora``); case does not
+        pattern: keep names that contain it, or that match it where it has a wildcard (``*_qlora_*``); case does not
             matter.
     """
     found = [path for path in recipe_root().rglob('*.py') if not path.name.startswith('_')]

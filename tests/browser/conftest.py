@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 _SWITCHES = (
     '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
     '--disable-component-update --disable-sync'
 )
+PATIENCE = 60_000  # milliseconds
 PHONE, DESK = dict(width=375, height=740), dict(width=1200, height=900)  # pixels
 
 
@@ -47,6 +48,7 @@ def chromium() -> Iterator[Browser]:
     """The browser of the system."""
     path = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
     assert path is not None, 'no Chromium here; on Debian: apt-get install chromium'
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=_SWITCHES.split())
         yield browser
@@ -65,7 +67,7 @@ def open_page(chromium: Browser) -> Iterator[Callable[..., Watched]]:
         page.on('request', lambda request: watched.fetched.append(request.url))
         page.on('pageerror', lambda error: watched.trouble.append(str(error)))
         page.on('console', lambda line: watched.trouble.append(line.text) if line.type == 'error' else None)
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(PATIENCE)
         page.goto(url)
         return watched
 

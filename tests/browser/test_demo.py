@@ -23,6 +23,11 @@ ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = (
     '<img src=https://example.com/a.png onerror=alert(1)> ![x](https://example.com/b.png) <script>alert(2)</script>'
 )
+NOTE_WHAT_IS_SHOWN = """
+    const chat = document.querySelector('#chat-0');
+    window.shown = [chat.innerText];
+    new MutationObserver(() => window.shown.push(chat.innerText)).observe(chat, {subtree: true, childList: true});
+"""
 
 
 class Speaker:
@@ -58,7 +63,7 @@ def served(*voices, examples=None):
             yield f'http://127.0.0.1:{listener.getsockname()[1]}'
         finally:
             server.should_exit = True
-            thread.join(20)
+            thread.join(60)
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +109,7 @@ def address(tmp_path_factory):
     rest.start()
     yield found[1]
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
 
 
 def test_two_pictures_in_one_chat_with_a_real_model(address, open_page, tmp_path):
@@ -150,7 +155,7 @@ def test_an_answer_streams_and_stops(open_page):
         expect(answers(page)).to_contain_text('on on')
         expect(page.locator('#message .submit-button')).to_have_count(0)
         page.locator('#message .stop-button').click()
-        assert voice.stopped.wait(20)
+        assert voice.stopped.wait(60)
         expect(page.locator('#message .submit-button')).to_be_visible()
         voice.words = ('said', 'it')
         send(page, 'again?')
@@ -165,7 +170,7 @@ def test_an_answer_ends_when_the_browser_leaves(open_page):
         send(page, 'why?')
         expect(answers(page)).to_contain_text('on on')
         page.close()
-        assert voice.stopped.wait(20)
+        assert voice.stopped.wait(60)
         voice.words = ('next',)
         other = open_page(url).page
         send(other, 'and me?')
@@ -211,7 +216,7 @@ def test_lines_of_an_answer_stay_lines(open_page):
         assert answers(page).inner_text() == table
 
 
-def test_what_is_no_picture_is_told_and_the_message_stays(open_page, tmp_path):
+def test_what_is_no_picture_is_refused_at_once_and_the_rest_of_the_message_stays(open_page, tmp_path):
     (tmp_path / 'notes.png').write_text('no picture')
     voice = Speaker('fine')
     with served(voice) as url:
@@ -219,11 +224,16 @@ def test_what_is_no_picture_is_told_and_the_message_stays(open_page, tmp_path):
         send(page, 'why?')
         expect(answers(page)).to_have_text(['fine'])
         expect(page.locator('#message .submit-button')).to_be_visible()
-        send(page, 'what is it?', tmp_path / 'notes.png')
+        page.locator('#message textarea').fill('what is it?')
+        files = [tmp_path / 'notes.png', draw(tmp_path / 'mine.png', 'ellipse', 'red')]
+        page.locator('#message input[type=file]').set_input_files([str(file) for file in files])
         expect(page.locator('.toast-body')).to_contain_text('not an image file: notes.png; expected JPEG')
+        expect(page.locator('#message .thumbnail-item')).to_have_count(1)
         expect(page.locator('#message textarea')).to_have_value('what is it?')
         expect(answers(page)).to_have_text(['fine'])
-    assert len(voice.asked) == 1
+        page.locator('#message .submit-button').click()
+        expect(answers(page)).to_have_text(['fine', 'fine'])
+    assert [len(asked.images) for asked in voice.asked] == [0, 1]
 
 
 def test_a_new_chat_in_the_middle_of_an_answer(open_page):
@@ -233,13 +243,14 @@ def test_a_new_chat_in_the_middle_of_an_answer(open_page):
         send(page, 'why?')
         expect(answers(page)).to_contain_text('on on')
         page.locator('#new-chat').click()
-        assert voice.stopped.wait(20)
+        assert voice.stopped.wait(60)
         expect(page.locator('#message .submit-button')).to_be_visible()
-        page.wait_for_timeout(1000)
         expect(page.locator('#chat-0 .message')).to_have_count(0)
+        page.evaluate(NOTE_WHAT_IS_SHOWN)
         voice.words = ('fine',)
         send(page, 'and now?')
         expect(answers(page)).to_have_text(['fine'])
+        assert [shown for shown in page.evaluate('window.shown') if 'on on' in shown] == []
     assert len(voice.asked[1].messages) == 1
 
 

@@ -10,7 +10,7 @@ from vlmtune.verbs.options import add_overrides, add_verb
 def add_to(verbs: Any) -> None:
     """The verbs of this file."""
     verb = add_verb(verbs, 'list-cfg', run_list_cfg, 'list the built-in configs')
-    verb.add_argument('-p', '--pattern', metavar='PATTERN', help='part of the name, or with wildcards: "*_qlora"')
+    verb.add_argument('-p', '--pattern', metavar='PATTERN', help='part of the name, or with wildcards: "*_qlora_*"')
     verb = add_verb(verbs, 'copy-cfg', run_copy_cfg, 'copy a built-in config')
     verb.add_argument('name', metavar='NAME')
     verb.add_argument('directory', metavar='DIR')

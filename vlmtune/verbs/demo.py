@@ -16,7 +16,7 @@ def add_to(verbs: Any) -> None:
         nargs='?',
         const='',
         metavar='BASE',
-        help="show another model's answers beside; without BASE those of the adapter's base, loaded once",
+        help="show another model's or adapter's answers beside; without BASE those of the adapter's base, loaded once",
     )
     verb.add_argument('--examples', metavar='DIR', help='pictures and questions to click: DIR/*.png, DIR/prompts.txt')
     verb.add_argument('--system', metavar='S', default='', help='system message; can be changed on the page')

@@ -134,7 +134,7 @@ def test_a_browser_that_leaves_stops_its_answer(page_of):
     answer = page.answer(browser(), turns, '', *SETTINGS)
     next(answer)
     page.leave(browser())
-    assert voice.stopped.wait(10)
+    assert voice.stopped.wait(60)
     nothing = (gr.skip(), gr.skip())
     assert list(answer) == [nothing]
     assert list(page.answer(browser(), turns, '', *SETTINGS)) == [nothing]  # one that was still waiting
@@ -185,6 +185,15 @@ def test_what_is_no_picture_is_refused_by_its_own_name(page_of, tmp_path):
         page.take(browser(), dict(text='a\ud800', files=[]), ())
     with pytest.warns(UserWarning, match='write a question, too'):
         page.take(browser(), dict(text=' ', files=[]), ())
+
+
+def test_what_is_no_picture_does_not_stay_in_the_message(page_of, tmp_path, picture):
+    (tmp_path / 'notes<i>.png').write_text('no picture')
+    page = page_of(Parrot())
+    with pytest.warns(UserWarning, match='^not an image file: notes&lt;i&gt;.png; expected JPEG'):
+        kept = page.check_files(dict(text='what?', files=[picture, str(tmp_path / 'notes<i>.png'), picture]))
+    assert kept == dict(text='what?', files=[picture, picture])
+    assert page.check_files(kept) == page.check_files(dict(text='', files=[])) == gr.skip()
 
 
 def test_a_picture_of_the_gallery_goes_into_the_message(page_of, tmp_path, picture):

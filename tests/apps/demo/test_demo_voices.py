@@ -1,10 +1,12 @@
 """Who answers in the demo: models side by side, on one set of weights where that will do, and one after the other."""
 
 import queue
+import shutil
 import threading
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.apps.demo.parrots import Endless, Parrot
 from vlmtune.apps.demo.turns import Turn, to_conversation
@@ -13,7 +15,7 @@ from vlmtune.cli import main
 from vlmtune.utils.errors import ConfigError, ModelError
 
 
-def test_before_is_after_with_its_adapter_off(trained_run, tmp_path):
+def test_before_is_after_with_its_adapter_off_and_another_adapter_beside_shares_its_base(trained_run, tmp_path):
     run = trained_run('llava', llm='lora', projector='full')
     adapter = str(tmp_path / 'adapter')
     assert main(['convert', 'pth_to_hf', run.config, run.checkpoint, adapter]) == 0
@@ -30,6 +32,19 @@ def test_before_is_after_with_its_adapter_off(trained_run, tmp_path):
         by_folder = load_voices(adapter, compare=compare)
         assert by_folder[0].answerer.model is by_folder[1].answerer.model
         assert by_folder[0].name == f'before: {run.base}'
+    other = shutil.copytree(adapter, tmp_path / 'other')
+    weights = load_file(other / 'adapter_model.safetensors')
+    save_file({name: weight * 2 for name, weight in weights.items()}, other / 'adapter_model.safetensors')
+    del before, after, by_folder
+    first, second = load_voices(adapter, compare=str(other))
+    assert (first.name, second.name) == (str(other), adapter)
+    assert torch.equal(run.logits(second.answerer.model), trained)
+    assert not torch.allclose(run.logits(first.answerer.model), trained, atol=1e-2)
+    models = [dict(voice.answerer.model.named_parameters()) for voice in (first, second)]
+    shared = {name for name, weight in models[0].items() if weight.data_ptr() == models[1][name].data_ptr()}
+    own = set(models[0]) - shared
+    assert len(own) == len(weights)
+    assert all('lora' in name or 'projector' in name for name in own)
 
 
 def test_tokens_that_the_adapter_added_are_not_said_before(trained_run, tmp_path):
@@ -91,7 +106,7 @@ def test_whoever_drops_an_answer_stops_it():
     stream = Speaking().stream(voice, None, settings={}, seed=None, stop=threading.Event())
     assert next(stream) == 'word '
     stream.close()
-    assert voice.stopped.wait(10)
+    assert voice.stopped.wait(60)
 
 
 def test_answers_wait_for_each_other():
@@ -108,5 +123,4 @@ def test_answers_wait_for_each_other():
     assert parrot.asked == []
     stop.set()
     assert list(first)[-1] == 'word'
-    other.join(10)
-    assert order.get(timeout=10) == 'one two three'
+    assert order.get(timeout=60) == 'one two three'

@@ -24,8 +24,9 @@ img { max-width: 100%; min-width: 6em; border: 1px solid #ccc } .trouble { color
 .pack span { border-right: 2px solid #fff; background: #9db8e8; overflow: hidden; font-size: 11px; padding-left: 2px }
 .pack span:nth-child(even) { background: #b9cdf0 }"""
 _BODY = Template("""
-<p>$count of $samples samples, as the model gets them: <span class="learned">learned</span>, not learned,
-<span class="control">control token</span>, <span class="image">image tokens, counted</span>.</p>
+<p>$count of $samples samples, pictures as they are stored, text as the model gets it:
+<span class="learned">learned</span>, not learned, <span class="control">control token</span>,
+<span class="image">image tokens, counted</span>.</p>
 $shown
 <h2>Packs</h2>
 <p>The first of the first epoch. Samples in a pack do not see each other; grey is left free.</p>

@@ -48,7 +48,8 @@ def demo(
     Args:
         model: a folder or a hub id; the folder of an adapter means its base and the adapter.
         adapter: a PEFT adapter on top of it.
-        compare: a model whose answers are shown beside, '' for the base of the adapter, which is not loaded twice.
+        compare: a model or an adapter whose answers are shown beside, '' for the base of the adapter, which is not
+            loaded twice.
         examples: a folder of pictures and questions to click, see ``read_example_folder``.
         system: system message at first.
         max_new_tokens: of an answer, at first.
@@ -79,7 +80,8 @@ def demo(
 
 def make_server(blocks: 'gr.Blocks') -> uvicorn.Server:
     """A server of one page; ``run(sockets=[listen(...)])`` starts it."""
-    blocks.has_launched = True  # without which Gradio takes the name of any file from a browser
+    # Without it Gradio takes the name of any file from a browser; only ``launch`` sets it, which serves by itself.
+    blocks.has_launched = True
     app = gr.mount_gradio_app(
         fastapi.FastAPI(openapi_url=None),
         blocks,

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from vlmtune.apps.chat.answering import Answerer, load_answerer
-from vlmtune.apps.export.adapters import ADAPTER_CONFIG, base_of
-from vlmtune.apps.export.common import load_processor
+from vlmtune.apps.export.processor_files import load_processor
 from vlmtune.layouts import read_config
 from vlmtune.structures import Conversation
+from vlmtune.utils.adapter_folder import is_adapter, split_adapter
 from vlmtune.utils.errors import ConfigError
 
 
@@ -60,40 +60,47 @@ def load_voices(
 ) -> tuple[Voice, ...]:
     """One voice, or with ``compare`` the one before and the one after the training.
 
-    If ``compare`` is the base of the adapter, its weights are in memory once: before is after with the adapter off.
+    If ``compare`` is the base of the adapter, its weights are in memory once: before is after with the adapter off. Of
+    two models that were loaded, as of two adapters of one base, weights that are equal are kept once.
 
     Args:
         model: a folder or a hub id; the folder of an adapter means its base and the adapter.
         adapter: a PEFT adapter on top of it.
-        compare: a folder or a hub id; '' is the base of the adapter.
+        compare: a folder or a hub id, or the folder of an adapter; '' is the base of the adapter.
         bits: 4 or 8 loads quantised.
 
     Raises:
         UserError: something cannot be loaded.
     """
     name = model if adapter is None else f'{model} + {adapter}'
-    base = _base_under_adapter(model, adapter)
+    under, on_it = split_adapter(model, adapter)
+    base = under if on_it is not None else None
     if compare == '':
         compare = base
         if compare is None:
             raise ConfigError(f'--compare alone: {model} has no adapter to switch off; name the model to compare with')
     if compare is not None:
-        read_config(compare)  # a name that is none is told before the other model is loaded
+        read_config(split_adapter(compare)[0])  # a name that is none is told before the other model is loaded
     answerer = load_answerer(model, adapter=adapter, bits=bits)
     if compare is None:
         return (Voice(name, answerer),)
     if base is not None and _is_same(base, compare):
         before = Voice(f'before: {compare}', _of_base(answerer, base), without_adapter=True)
-    else:
-        before = Voice(f'before: {compare}', load_answerer(compare, bits=bits))
-    return before, Voice(f'after: {name}', answerer)
+        return before, Voice(f'after: {name}', answerer)
+    other = load_answerer(compare, bits=bits)
+    _keep_once(answerer.model, other.model)
+    if is_adapter(Path(compare).expanduser()):
+        return Voice(compare, other), Voice(name, answerer)
+    return Voice(f'before: {compare}', other), Voice(f'after: {name}', answerer)
 
 
-def _base_under_adapter(model: str, adapter: str | None) -> str | None:
-    if adapter is not None:
-        return model
-    folder = Path(model).expanduser()
-    return base_of(folder) if (folder / ADAPTER_CONFIG).is_file() and not (folder / 'config.json').is_file() else None
+def _keep_once(model: nn.Module, other: nn.Module) -> None:
+    """Let the second model use the first one's memory for the weights that both have."""
+    theirs = dict(model.named_parameters())
+    for name, weight in other.named_parameters():
+        mine = theirs.get(name, weight)
+        if (mine.device, mine.dtype) == (weight.device, weight.dtype) and torch.equal(mine, weight):
+            weight.data = mine.data
 
 
 def _is_same(one: str, other: str) -> bool:
