@@ -12,11 +12,12 @@ import pytest
 
 from vlmtune.cli import main
 from vlmtune.config import config_mistakes, dump_config, list_recipes, load_config
-from vlmtune.engine.checkpoint import ADAPTER_FILE, WEIGHTS_FILE, verify
+from vlmtune.engine.checkpoint import WEIGHTS_FILE, verify
 from vlmtune.families import FAMILIES, Family
 from vlmtune.testing import TinyData
 from vlmtune.testing.tiny_originals import TINY_ORIGINALS
 from vlmtune.testing.tiny_towers import write_tiny_tower
+from vlmtune.utils.adapter_folder import adapter_settings, is_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {path.stem: path for path in (ROOT / 'configs').rglob('*.py')}
@@ -283,8 +284,8 @@ def test_it_goes_all_the_way(name: str, tiny_options: list[str], tmp_path: Path,
 
     run('convert', 'pth_to_hf', name, str(last), exported)
     models = [exported]
-    if Path(exported, ADAPTER_FILE).is_file():  # a LLaVA from parts is written whole
-        config = json.loads(Path(exported, ADAPTER_FILE).read_text(encoding='utf-8'))
+    if is_adapter(Path(exported)):  # a LLaVA from parts is written whole
+        config = adapter_settings(Path(exported))
         run('convert', 'merge', config['base_model_name_or_path'], exported, merged)
         models.append(merged)
     for model in models:

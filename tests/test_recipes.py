@@ -4,6 +4,7 @@ import sys
 import pytest
 
 from vlmtune import recipes
+from vlmtune.config.locate import find_base
 from vlmtune.recipes import copy_recipe, find_recipe, list_recipes, resolve_config
 from vlmtune.utils.errors import ConfigError
 
@@ -63,8 +64,6 @@ def test_copy_gives_the_same_bytes_and_overwrites_nothing(tmp_path):
 
 
 def test_a_relative_base_of_a_copied_recipe_is_found_among_the_built_in_ones(built_in, tmp_path):
-    from vlmtune.config.locate import find_base
-
     assert find_base('llava_lora', level=1, beside=tmp_path) == built_in / 'llava' / 'llava_lora.py'
     assert find_base('vlmtune.configs.qwen.Qwen_lora', level=0, beside=tmp_path) is None  # the real root is elsewhere
 

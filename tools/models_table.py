@@ -3,6 +3,7 @@
 ``make models``. Nothing in the tables is typed by hand: what a test is named after, is tested.
 """
 
+import argparse
 import ast
 import contextlib
 import io
@@ -11,7 +12,6 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -24,81 +24,52 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / 'docs' / 'models.md'
 MARKS = ('<!-- {name}: written by tools/models_table.py -->\n', '<!-- end of {name} -->')
 
-
-class Claim(NamedTuple):
-    """What is said of a family, and the tests that show it: one of them must have the family in its name."""
-
-    name: str
-    shown: str
-    tests: tuple[str, ...]
-
-
-CLAIMS = (
-    Claim(
-        'loss',
+CLAIMS = {
+    'loss': (
         'loss and gradients of a batch are those that transformers computes itself',
-        (
-            'models/test_loss_parity.py::test_in_every_family',
-            'models/test_supervised_finetune.py::test_the_loss_is_the_models_own',
-        ),
+        'models/test_loss_parity.py::test_in_every_family',
+        'models/test_supervised_finetune.py::test_the_loss_is_the_models_own',
     ),
-    Claim(
-        'parts',
+    'parts': (
         'every parameter belongs to one part; what trains gets a gradient, with and without images',
-        (
-            'models/test_gradients.py::test_every_trainable_weight_gets_a_gradient_from_a_batch_with_images',
-            'test_families.py::test_every_parameter_belongs_to_a_part_and_no_part_is_empty',
-        ),
+        'models/test_gradients.py::test_every_trainable_weight_gets_a_gradient_from_a_batch_with_images',
+        'test_families.py::test_every_parameter_belongs_to_a_part_and_no_part_is_empty',
     ),
-    Claim(
-        'LoRA',
+    'LoRA': (
         'LoRA reaches every linear layer of the parts that ask for it, and no other',
-        (
-            'models/test_lora.py::test_llm_lora_reaches_every_linear_layer_of_the_llm_and_nothing_else',
-            'models/test_lora.py::test_every_part_that_asks_gets_lora',
-        ),
+        'models/test_lora.py::test_llm_lora_reaches_every_linear_layer_of_the_llm_and_nothing_else',
+        'models/test_lora.py::test_every_part_that_asks_gets_lora',
     ),
-    Claim(
-        'QLoRA',
+    'QLoRA': (
         'quantisation reaches the linear layers of the language model, and no other',
-        ('models/test_quantization.py::test_only_the_linear_layers_of_the_llm',),
+        'models/test_quantization.py::test_only_the_linear_layers_of_the_llm',
     ),
-    Claim(
-        'packing',
+    'packing': (
         'samples of a pack have the logits and gradients that they have alone (a family that does not pack: it is '
         'refused, and would leak)',
-        (
-            'models/test_packing.py::test_packed_logits_are_those_alone_and_a_running_range_leaks',
-            'models/test_packing.py::test_a_family_with_state_is_refused_and_would_leak',
-        ),
+        'models/test_packing.py::test_packed_logits_are_those_alone_and_a_running_range_leaks',
+        'models/test_packing.py::test_a_family_with_state_is_refused_and_would_leak',
     ),
-    Claim(
-        'prompt',
+    'prompt': (
         "tokens of a conversation with images are those of the family's own processor",
-        (
-            'data/test_processor.py::test_tokens_are_those_of_transformers',
-            'data/test_placeholders.py::test_the_expansion_is_that_of_transformers',
-        ),
+        'data/test_processor.py::test_tokens_are_those_of_transformers',
+        'data/test_placeholders.py::test_the_expansion_is_that_of_transformers',
     ),
-    Claim(
-        'answers',
+    'answers': (
         'generated answers start with the token that training would make likeliest, alone and in batches',
-        ('evaluation/test_generation.py::test_the_first_token_is_what_training_would_make_likeliest',),
+        'evaluation/test_generation.py::test_the_first_token_is_what_training_would_make_likeliest',
     ),
-    Claim(
-        'adapter',
+    'adapter': (
         'an exported adapter has the logits of the run, through PEFT',
-        ('apps/export/test_convert.py::test_adapter_reloads_equal_through_peft',),
+        'apps/export/test_convert.py::test_adapter_reloads_equal_through_peft',
     ),
-    Claim(
-        'merged',
+    'merged': (
         'a merged or fully tuned export has the logits of the run, through transformers',
-        (
-            'apps/export/test_merge.py::test_merged_model_gives_the_logits_of_the_trained_one',
-            'apps/export/test_convert.py::test_full_model_reloads_equal_through_auto_classes',
-        ),
+        'apps/export/test_merge.py::test_merged_model_gives_the_logits_of_the_trained_one',
+        'apps/export/test_convert.py::test_full_model_reloads_equal_through_auto_classes',
     ),
-)
+}
+"""What is said of a family, and the tests that show it: one of them must have the family in its name."""
 ORIGINAL_CLAIMS = {
     'logits': 'layouts/test_{layout}.py::test_logits',
     'prompts': 'layouts/test_{layout}.py::test_prompts',
@@ -125,8 +96,8 @@ class _Collected:
 
 def collect_tests() -> dict[str, set[str]]:
     """{file::function: the words in the names of its cases}, of all tests that show a claim."""
-    tests = [test for claim in CLAIMS for test in claim.tests]
-    tests += [test.format(layout=_module(dotted)) for test in ORIGINAL_CLAIMS.values() for dotted in _layouts()]
+    tests = [test for _, *tests in CLAIMS.values() for test in tests]
+    tests += [test.format(layout=_module(dotted)) for test in ORIGINAL_CLAIMS.values() for _, dotted, _ in layouts()]
     files = sorted({f'{ROOT}/tests/{test.partition("::")[0]}' for test in tests})
     collected, told = _Collected(), io.StringIO()
     options = ['--collect-only', '-q', '-p', 'no:cacheprovider', '-p', 'no:xdist', f'--rootdir={ROOT}']
@@ -139,10 +110,6 @@ def collect_tests() -> dict[str, set[str]]:
         test, _, case = name.removeprefix('tests/').partition('[')
         found.setdefault(test, set()).update(re.split(r'[-\]]', case))
     return found
-
-
-def _layouts() -> set[str]:
-    return {dotted for family in FAMILIES.values() for _, dotted in family.layouts}
 
 
 def _module(dotted: str) -> str:
@@ -183,6 +150,11 @@ def layouts_of(family: Family) -> dict[str, list[str]]:
     return found
 
 
+def layouts() -> Iterator[tuple[Family, str, list[str]]]:
+    """(family, dotted name of a layout of its, words in config.json) of all families."""
+    return ((family, *found) for family in FAMILIES.values() for found in layouts_of(family).items())
+
+
 def is_written(dotted: str) -> bool:
     """Whether an export can be written in a layout: not where its weights are gathered from several folders."""
     return import_name(dotted).open_weights is None
@@ -205,14 +177,14 @@ def abilities() -> str:
 
 
 def _ability(family: Family, recipes: list[tuple[str, str]]) -> list[str]:
-    layouts = {dotted: f'`{names[0]}`' for dotted, names in layouts_of(family).items()}
+    mine = {dotted: f'`{names[0]}`' for dotted, names in layouts_of(family).items()}
     native = ['`hf`'] if family.model is None else []
-    exports = [*native, *(['`original`'] if any(map(is_written, layouts)) else [])]
+    exports = [*native, *(['`original`'] if any(map(is_written, mine)) else [])]
     learns = 'all parts' if family.has_vision else 'llm, embeddings, lm_head'
     cells = [
         f'`{family.model_type}`',
         next((source for _, source in recipes if source), ''),
-        ', '.join([*native, *layouts.values()]) or '`hf`',
+        ', '.join([*native, *mine.values()]) or '`hf`',
         learns,
         'yes' if family.packing else f'no: {family.no_packing_reason}',
     ]
@@ -226,26 +198,22 @@ def _ability(family: Family, recipes: list[tuple[str, str]]) -> list[str]:
 def evidence(collected: dict[str, set[str]]) -> str:
     """Which claim is shown on a tiny model of which family."""
     rows = [
-        [f'`{name}`', *('yes' if is_shown(claim, name, collected) else 'shared' for claim in CLAIMS)]
+        [f'`{name}`', *('yes' if is_shown(tests, name, collected) else 'shared' for _, *tests in CLAIMS.values())]
         for name in FAMILIES
     ]
-    return table(['family', *(claim.name for claim in CLAIMS)], rows)
+    return table(['family', *CLAIMS], rows)
 
 
-def is_shown(claim: Claim, model_type: str, collected: dict[str, set[str]]) -> bool:
-    """Whether one of the claim's tests has a case named after the family.
-
-    Raises:
-        SystemExit: a test of the claim does not exist.
-    """
-    if gone := [test for test in claim.tests if test not in collected]:
-        raise SystemExit(f'{gone[0]}, which shows {claim.name!r}, does not exist; mend CLAIMS in {Path(__file__).name}')
-    return any(model_type in collected[test] for test in claim.tests)
+def is_shown(tests: list[str], model_type: str, collected: dict[str, set[str]]) -> bool:
+    """Whether one of the tests of a claim has a case named after the family; SystemExit if one does not exist."""
+    if gone := [test for test in tests if test not in collected]:
+        raise SystemExit(f'{gone[0]} does not exist; mend CLAIMS in {Path(__file__).name}')
+    return any(model_type in collected[test] for test in tests)
 
 
 def claims() -> str:
     """What the words at the head of the evidence mean."""
-    rows = [[claim.name, claim.shown, ', '.join(f'`{test}`' for test in claim.tests)] for claim in CLAIMS]
+    rows = [[name, shown, ', '.join(f'`{test}`' for test in tests)] for name, (shown, *tests) in CLAIMS.items()]
     return table(['claim', 'what the test shows', 'in tests/'], rows)
 
 
@@ -253,8 +221,7 @@ def originals(collected: dict[str, set[str]]) -> str:
     """What is shown of the original layouts."""
     rows = [
         [f'`{names[0]}`', *('yes' if is_original_shown(start, dotted, known, collected) else '' for start in tests)]
-        for family in FAMILIES.values()
-        for dotted, names in layouts_of(family).items()
+        for family, dotted, names in layouts()
         for known in [[*names, family.model_type] if family.model else names]
         for tests in [ORIGINAL_CLAIMS.values()]
     ]
@@ -273,13 +240,12 @@ def sources() -> str:
     """The real checkpoints whose names are written down, and the code that logits are equal to."""
     sizes, parities = (list(read_notes(ROOT / 'tests' / folder)) for folder in ('fixtures/layouts', 'goldens'))
     rows = []
-    for family in FAMILIES.values():
-        for dotted, names in layouts_of(family).items():
-            of_sizes = [name for name, note in sizes if note['config'].get('model_type') in names]
-            of_sizes = of_sizes if is_written(dotted) else ['those of its parts']
-            parity = [note for _, note in parities if note['config'].get('model_type') in names]
-            of_parity = list(dict.fromkeys(code for note in parity for code in _code(note)))
-            rows.append([f'`{names[0]}`', f'`{family.model_type}`', ', '.join(of_sizes), ', '.join(of_parity)])
+    for family, dotted, names in layouts():
+        of_sizes = [name for name, note in sizes if note['config'].get('model_type') in names]
+        of_sizes = of_sizes if is_written(dotted) else ['those of its parts']
+        parity = [note for _, note in parities if note['config'].get('model_type') in names]
+        of_parity = list(dict.fromkeys(code for note in parity for code in _code(note)))
+        rows.append([f'`{names[0]}`', f'`{family.model_type}`', ', '.join(of_sizes), ', '.join(of_parity)])
     return table(['layout', 'family', 'names and shapes of', 'logits of'], rows)
 
 
@@ -313,5 +279,18 @@ def page(text: str) -> str:
     return text
 
 
+def main(arguments: list[str] | None = None) -> None:
+    """Write the page, or with ``--check`` compare it."""
+    parser = argparse.ArgumentParser(description='Writes the tables of docs/models.md.')
+    parser.add_argument(
+        '--check', action='store_true', help='write nothing; fail if the page is not what it ought to be'
+    )
+    check, text = parser.parse_args(arguments).check, PAGE.read_text(encoding='utf-8')
+    if (found := page(text)) != text and check:
+        raise SystemExit(f'{PAGE.name} is not what the families, the recipes and the tests say; run `make models`')
+    if not check:
+        PAGE.write_text(found, encoding='utf-8')
+
+
 if __name__ == '__main__':
-    PAGE.write_text(page(PAGE.read_text(encoding='utf-8')), encoding='utf-8')
+    main()

@@ -120,6 +120,12 @@ def rewrite() -> Callable[[Run, Path, Callable[[str], str]], Path]:
     return factory
 
 
+@pytest.fixture
+def rewrite_base(rewrite) -> Callable[[Run, Path, Path], Path]:
+    """``rewrite_base(run, base, folder)``: its checkpoint, as if it had been trained on that base."""
+    return lambda run, base, folder: rewrite(run, folder, lambda text: text.replace(run.base, str(base)))
+
+
 def _vocab_size(processor: Processor) -> int:
     """More than the embeddings have, as with a tokenizer that fills them."""
     return processor.config.get_text_config().vocab_size + len(processor.special_tokens)

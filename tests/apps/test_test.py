@@ -1,6 +1,7 @@
 """``vlmtune test``: the models that it takes, the files that it writes, and how it is called."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -10,9 +11,11 @@ from PIL import Image
 
 from vlmtune.apps.export.convert import pth_to_hf
 from vlmtune.apps.export.merge import merge
+from vlmtune.apps.report import report
 from vlmtune.apps.test import evaluate
 from vlmtune.cli import build_parser, main
 from vlmtune.evaluation import generate
+from vlmtune.evaluation.generation import answer_prompts
 from vlmtune.structures import Conversation, ImagePart, ImageRef, Message, TextPart
 from vlmtune.utils.errors import CheckpointError, ConfigError, DataError
 from vlmtune.verbs.test import command
@@ -236,6 +239,43 @@ def test_every_option_reaches_the_processes():
     words = command(arguments)
     again = build_parser().parse_args([*words, '--launcher', 'pytorch'])
     assert {**vars(again), 'nproc': 2, 'launcher': 'none'} == vars(arguments)
+
+
+def test_rows_without_references_are_asked_counted_and_told(trained_run, work, caplog):
+    run = trained_run('llava', llm='lora', projector='full', vision_encoder='frozen')
+    config = write_config(work, run, llm='lora', projector='full', vision_encoder='frozen')
+    first, *rows = (work / 'rows.jsonl').read_text().splitlines()
+    asked = json.loads(first)
+    asked['conversations'].pop()
+    (work / 'rows.jsonl').write_text('\n'.join([json.dumps(asked), *rows]))
+    evaluate(config, run.checkpoint)
+    assert '1 of 5 rows have no reference' in caplog.text
+    (file,) = work.glob('work_dirs/mine/test/*/metrics.json')
+    assert json.loads(file.read_text())['without_reference'] == 1
+    report(['work_dirs/mine'], out='page.html')
+    assert re.search(r'>without_reference<.{0,20}>1<', (work / 'page.html').read_text())
+
+
+def test_ctrl_c_keeps_what_is_answered(trained_run, work, monkeypatch, capsys, caplog):
+    run = trained_run('llava', llm='lora', projector='full', vision_encoder='frozen')
+    config = write_config(work, run, llm='lora', projector='full', vision_encoder='frozen')
+    calls = []
+
+    def interrupted(*args, **options):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return answer_prompts(*args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr('vlmtune.evaluation.asking.answer_prompts', interrupted)
+        assert main(['test', config, run.checkpoint, '--out', 'here']) == 130
+    told = capsys.readouterr().err
+    assert told.endswith('\ninterrupted; what is answered stays in here, and the same command goes on with it\n')
+    assert 'Traceback' not in told
+    evaluate(config, run.checkpoint, out='here')
+    assert '2 of 5 questions were answered before' in caplog.text
+    assert predictions(work / 'here') == told_by(run, work)
 
 
 @pytest.mark.slow

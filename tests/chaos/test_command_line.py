@@ -41,7 +41,7 @@ def test_twenty_processes_killed(overrides, check_end, run_env, tmp_path, capsys
     rng, killed, ended = random.Random(20), 0, 0
     while killed < 20:
         work_dir = tmp_path / str(ended)
-        for _ in range(5):
+        for _ in range(min(5, 20 - killed)):
             process = subprocess.Popen(
                 command(overrides(1), work_dir, '--resume'), env=run_env,
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -10,7 +10,15 @@ import transformers
 from PIL import Image
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
-from vlmtune.data import Processor
+from tests.data.plans import World
+from vlmtune.data import (
+    Processor,
+    StreamingDataset,
+    SupervisedDataset,
+    chat_template_map_fn,
+    llava_map_fn,
+    load_rows,
+)
 from vlmtune.structures import Conversation, ImagePart, ImageRef, ImageSize, Message, TextPart
 
 IMAGE = object()
@@ -30,6 +38,14 @@ def processor(tiny_model) -> Callable[..., Processor]:
         return known[key]
 
     return factory
+
+
+@pytest.fixture
+def make(processor) -> Callable[..., Processor]:
+    """As ``processor``; LLaVA's own template never ends an answer."""
+    return lambda name, **settings: processor(
+        name, **({'prompt_template': 'vicuna'} if name in ('llava', 'llava_next') else {}), **settings
+    )
 
 
 @pytest.fixture(scope='session')
@@ -53,6 +69,86 @@ def talk() -> Callable[..., Conversation]:
         return Conversation(tuple(messages), tuple(ImageRef(path=f'{i}.png') for i in range(images)))
 
     return build
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder of three pictures, 0.png to 2.png."""
+    folder = tmp_path / 'images'
+    folder.mkdir()
+    for i, size in enumerate([(60, 90), (100, 40), (28, 28)]):
+        Image.new('RGB', size, (50 * i, 100, 200)).save(folder / f'{i}.png')
+    return folder
+
+
+@pytest.fixture
+def build(processor, images, tmp_path) -> Callable[..., SupervisedDataset]:
+    """``build(row, row, ...)``: a data set over a .jsonl file of these rows."""
+
+    def run(*rows: dict[str, Any], model: str = 'llava', **settings: Any) -> SupervisedDataset:
+        path = tmp_path / 'train.jsonl'
+        if rows:
+            path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+        mine = processor(model, prompt_template='vicuna' if model == 'llava' else None)
+        defaults = dict(
+            rows=dict(type=load_rows, path=str(path)),
+            dataset_map_fn=dict(type=llava_map_fn),
+            template_map_fn=dict(type=chat_template_map_fn),
+        )
+        return SupervisedDataset(processor=mine, image_folder=str(images), **{**defaults, **settings})
+
+    return run
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[list[Any]], Path]:
+    """``write(rows)``: the path of a .jsonl file; a row that is text is written as it is."""
+
+    def file(rows: list[Any]) -> Path:
+        path = tmp_path / 'rows.jsonl'
+        path.write_text(''.join((line if isinstance(line, str) else json.dumps(line)) + '\n' for line in rows))
+        return path
+
+    return file
+
+
+@pytest.fixture
+def stream(processor) -> Callable[..., StreamingDataset]:
+    """``stream(rows)``: with windows of 8 rows."""
+
+    def open_stream(rows: Any, **settings: Any) -> StreamingDataset:
+        defaults = dict(
+            processor=processor('llava', prompt_template='vicuna'),
+            dataset_map_fn=llava_map_fn,
+            template_map_fn=chat_template_map_fn,
+            max_length=64,
+            shuffle_window=8,
+        )
+        return StreamingDataset(rows, **{**defaults, **settings})
+
+    return open_stream
+
+
+@pytest.fixture
+def world(tmp_path, processor) -> World:
+    """A data set whose plan is kept in ``world.cache``."""
+    return World(tmp_path, processor)
+
+
+@pytest.fixture
+def outcome(caplog) -> Callable[[], str]:
+    """``outcome()``: 'hit', or why rows were planned, of what was built since the last call."""
+    caplog.set_level('INFO')
+
+    def said() -> str:
+        lines = [record.getMessage() for record in caplog.records if record.name == 'vlmtune.data.plan_cache']
+        caplog.clear()
+        if any('nothing changed' in line for line in lines):
+            return 'hit'
+        (reason,) = [line for line in lines if 'planning' in line]
+        return reason.partition(': ')[2].partition('; planning')[0]
+
+    return said
 
 
 def as_messages(conversation: Conversation, *, as_parts: bool) -> list[dict[str, Any]]:

@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from tests.waiting import until
+from vlmtune.data import parallel
 from vlmtune.data.parallel import CHUNK, default_workers, map_chunks
 from vlmtune.utils.errors import DataError, UserError
 
@@ -25,11 +27,15 @@ def work(numbers):
 
 @pytest.mark.parametrize('workers', [0, 1, 3])
 def test_results_are_in_order(workers):
-    def slow_at_first(numbers):
-        time.sleep(0.05 if numbers.start == 0 else 0)
+    overtaken = multiprocessing.get_context('fork').Event()
+
+    def late_at_first(numbers):
+        if numbers.start == 7:
+            overtaken.set()
+        assert numbers.start > 0 or workers < 2 or overtaken.wait(60)
         return work(numbers)
 
-    results = list(map_chunks(slow_at_first, 100, workers=workers, chunk=7))
+    results = list(map_chunks(late_at_first, 100, workers=workers, chunk=7))
     assert [n for _, numbers in results for n in numbers] == list(range(100))
     pids = {pid for pid, _ in results}
     assert (pids == {os.getpid()}) if workers == 0 else (os.getpid() not in pids and len(pids) <= workers)
@@ -39,16 +45,23 @@ def test_nothing_to_do():
     assert list(map_chunks(work, 0, workers=2)) == []
 
 
-def test_few_ranges_are_ahead_of_the_caller(tmp_path):
+def test_few_ranges_are_ahead_of_the_caller(tmp_path, monkeypatch):
     """Memory is bounded: at most two ranges for every worker are worked on before the first result is taken."""
+    idle, wait = multiprocessing.get_context('fork').Event(), parallel.wait
 
     def note(numbers):
         (tmp_path / str(numbers.start)).touch()
-        time.sleep(0.4 if numbers.start == 0 else 0)  # the others could go far ahead meanwhile
+        assert numbers.start > 0 or idle.wait(60)  # until the other worker has got all that it gets
 
+    def watch(busy):
+        if len(busy) == 1:
+            idle.set()
+        return wait(busy)
+
+    monkeypatch.setattr(parallel, 'wait', watch)
     results = map_chunks(note, 100, workers=2, chunk=1)
     next(results)
-    assert len(list(tmp_path.iterdir())) <= 5
+    assert len(list(tmp_path.iterdir())) <= 4
     results.close()
 
 
@@ -105,7 +118,7 @@ def endless(folder):
 
     def note(numbers):
         (folder / str(os.getpid())).touch()
-        time.sleep(0.05)
+        time.sleep(0.01)  # its parent has work for hours
 
     list(map_chunks(note, 10**6, workers=2, chunk=1))
 
@@ -115,18 +128,13 @@ def test_workers_end_with_their_parent(how, tmp_path):
     """Ctrl-C reaches the whole group; a parent that is killed can tell nobody."""
     parent = multiprocessing.get_context('fork').Process(target=endless, args=(tmp_path,))
     parent.start()
-    until = time.monotonic() + 30
-    while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < until:
-        time.sleep(0.02)
+    until(lambda: len(list(tmp_path.iterdir())) == 2)
     os.killpg(parent.pid, how) if how == signal.SIGINT else parent.kill()
-    parent.join(30)
+    parent.join(60)
     assert parent.exitcode == (1 if how == signal.SIGINT else -how)  # 1: KeyboardInterrupt
     workers = [int(path.name) for path in tmp_path.iterdir()]
-    until = time.monotonic() + 10
-    while any(map(is_alive, workers)) and time.monotonic() < until:
-        time.sleep(0.02)
     assert len(workers) == 2
-    assert not any(map(is_alive, workers))
+    until(lambda: not any(map(is_alive, workers)))
 
 
 @pytest.mark.parametrize('setting', [None, 'true', 'false'])

@@ -1,8 +1,10 @@
 """A chat template is a program: what it does to messages is found out by running it, and believed only if verified."""
 
-import time
+from datetime import datetime
+from types import SimpleNamespace
 
 import pytest
+from transformers.utils import chat_template_utils
 
 from vlmtune.data.rendering import ChatRenderer
 from vlmtune.testing import list_tiny_models
@@ -87,16 +89,16 @@ def test_templates_that_strip_one_side_of_the_answers_only(side, render):
     assert answers == [getattr(' Hello ', side)() + '<|im_end|>']
 
 
-def test_a_template_that_writes_the_time(render, processor, talk):
+def test_a_template_that_writes_the_time(processor, talk, monkeypatch):
     """What is remembered of it may be too old; then it is looked at anew."""
     tokenizer = processor('qwen2', special_tokens=('<never used elsewhere>',)).tokenizer
     before, tokenizer.chat_template = tokenizer.chat_template, "{{ strftime_now('%S') }}\n" + PLAIN + PROMPT
+    clock = SimpleNamespace(second=0)
+    clock.now = lambda: datetime(2026, 1, 1, second=clock.second)
+    monkeypatch.setattr(chat_template_utils, 'datetime', clock)
     try:
         renderer = ChatRenderer(tokenizer, as_parts=False)
-        time.sleep(1.05 - time.time() % 1)  # just after a second began
-        first = renderer.render(talk(*TALK))
-        time.sleep(1.05 - time.time() % 1)
-        second = renderer.render(talk(*TALK))
+        first, second = (renderer.render(talk(*TALK)) for clock.second in (1, 2))
     finally:
         tokenizer.chat_template = before
     assert first.text != second.text

@@ -137,6 +137,19 @@ def run(write_recipe, tmp_path) -> Callable[..., Path]:
     return go
 
 
+@pytest.fixture
+def start_from(run) -> Callable[..., dict[str, torch.Tensor]]:
+    """``start_from('name', path, tune=...)``: the weights with which a run begins that loads ``path``."""
+
+    def go(name: str, path: Path, *, tune: dict[str, str] | None = None, **overrides: Any) -> dict[str, torch.Tensor]:
+        still = dict(lr=0.0, max_epochs=None, max_steps=1, horizon=1, save_steps=1, load_from=str(path))
+        work_dir = run(name, recipe=dict(tune=tune) if tune else None, **{**still, **overrides})
+        assert not (work_dir / 'load_from.safetensors.tmp').exists()
+        return load_file(work_dir / 'iter_1.pth' / 'model.safetensors')
+
+    return go
+
+
 @pytest.fixture(scope='session')
 def held_out(tiny_data, tmp_path_factory) -> Path:
     """Six rows of the data that is learned."""

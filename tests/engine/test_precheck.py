@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from mmengine.hooks import EMAHook, EmptyCacheHook, Hook
 
 from vlmtune.data import Processor
-from vlmtune.engine.precheck import check_new_tokens
+from vlmtune.engine.precheck import check_called, check_new_tokens
 from vlmtune.utils.errors import ConfigError, UserError
 
 
@@ -74,6 +75,29 @@ def test_new_tokens_that_an_export_can_write(name, tiny_model, caplog):
     processor = Processor(str(tiny_model(name)), new_tokens=['<cell>'])
     check_new_tokens(Config(dict(model=dict(tune=tune))), processor=processor)
     assert 'merged' not in caplog.text
+
+
+class OnlyWhereNobodyCalls(Hook):
+    """As written for mmengine's own validation loop."""
+
+    def after_val_epoch(self, runner, metrics=None):
+        """Would look at the scores."""
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        """Would look at the answers."""
+
+
+def test_a_hook_that_would_never_be_called_is_told_before_the_data(run):
+    told = 'OnlyWhereNobodyCalls: vlmtune never calls after_val_iter, after_val_epoch; .* after_val'
+    with pytest.raises(ConfigError, match=told):
+        run('unheard', data_path='/no/data.json', custom_hooks=[dict(type=OnlyWhereNobodyCalls)])
+
+
+def test_a_hook_that_is_called_in_part_is_told_and_others_are_not(caplog):
+    check_called(EmptyCacheHook())
+    assert not caplog.text
+    check_called(EMAHook())
+    assert 'EMAHook: vlmtune never calls ' in caplog.text
 
 
 def test_a_new_run_leaves_the_checkpoints_of_an_earlier_one_alone(run):

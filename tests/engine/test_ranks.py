@@ -10,7 +10,6 @@ import sys
 
 import pytest
 
-STEP, OTHER = 3.0, 5.0  # seconds
 SCRIPT = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -21,7 +20,15 @@ from vlmtune.engine.setup import init_distributed
 from vlmtune.utils.errors import DataError
 
 torch.set_num_threads(1)
-FOLDER, STEP, OTHER = Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
+FOLDER = Path(sys.argv[1])
+NEVER = 1000  # seconds
+BOUNDS = dict(last_sleeps=Bounds(NEVER, 5), last_sleeps_in_a_step=Bounds(3, NEVER), last_is_stopped=Bounds(3, NEVER))
+
+def until(happened):
+    end = time.monotonic() + 150
+    while not happened():
+        assert time.monotonic() < end, sorted(path.name for path in FOLDER.iterdir())
+        time.sleep(0.02)
 
 
 def counting(rank):
@@ -66,7 +73,7 @@ def first_is_killed_with_torchrun(rank):
 
 def first_is_killed_when_all_have_come(rank):
     if rank == 0:
-        with ranks._bounded('saving', OTHER):
+        with ranks._bounded('saving', NEVER):
             os.kill(os.getpid(), signal.SIGKILL)
     ranks.gather(1, what='saving')
 
@@ -74,7 +81,7 @@ def torchrun_is_killed_with_torchrun(rank):
     ranks.total([1], what='step 1')
     if rank == 0:
         os.kill(AGENT, signal.SIGKILL)
-        time.sleep(1)
+        until(lambda: Path(f'/proc/{AGENT}/stat').read_text().rpartition(')')[2].split()[0] == 'Z')
     ranks.note('step 2')
     return ranks.total([1], what='step 2')
 
@@ -106,11 +113,11 @@ def a_signal_ends_the_wait(rank):
     class Enough(BaseException): pass
     def enough(*_): raise Enough('signal')
     if rank == 1:
-        time.sleep(3)
+        until(lambda: all((FOLDER / f'a_signal_ends_the_wait.{other}').exists() for other in (0, 2)))
         return 'late'
     signal.signal(signal.SIGALRM, enough)
-    signal.setitimer(signal.ITIMER_REAL, 0.5)
     try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
         ranks.gather(1, what='saving')
     except Enough:
         return 'enough'
@@ -121,9 +128,7 @@ def linger_for_the_first(rank):
         with ranks.together('planning the data'):
             raise error
     except DataError:
-        if rank == 0:
-            time.sleep(1)  # to speak
-        ranks.linger(speaks=rank == 0)
+        ranks.linger(speaks=rank == 0, seconds=NEVER)
 
 CASES = [value for value in list(globals().values()) if getattr(value, '__module__', '') == '__main__'
          and callable(value)]
@@ -136,15 +141,17 @@ def be_a_rank(case, rank, port):
                       MASTER_PORT=str(port))
     if case.__name__.endswith('with_torchrun'):
         os.environ['TORCHELASTIC_USE_AGENT_STORE'] = 'True'
-    init_distributed('pytorch', bounds=Bounds(STEP, OTHER))
-    ranks.total([0], what='meeting')
+    bounds = BOUNDS.get(case.__name__, Bounds(NEVER, NEVER))
+    init_distributed('pytorch', bounds=bounds)
+    ranks.gather(0, what='meeting') if bounds.step < NEVER else ranks.total([0], what='meeting')
     start = time.monotonic()
     try:
         found = dict(result=case(rank))
     except Exception as error:
         found = dict(kind=type(error).__name__, message=str(error), told=getattr(error, 'told_by_first_rank', None))
     report(case, rank, seconds=time.monotonic() - start, ended=time.time(), **found)
-    ranks.linger(speaks=True)
+    if rank == 0 and case is not linger_for_the_first:
+        signal.pause()  # who leaves takes the store along
 
 def free_port():
     import socket
@@ -163,7 +170,7 @@ def fork(function, *arguments):
 
 def hold_store(port):
     store = dist.TCPStore('127.0.0.1', port, is_master=True, wait_for_workers=False)
-    time.sleep(100)
+    signal.pause()
 
 def run(cases):
     global AGENT
@@ -173,13 +180,10 @@ def run(cases):
         if case.__name__.endswith('with_torchrun'):
             AGENT = fork(hold_store, port)
             agents.append(AGENT)
-            time.sleep(0.3)
         children += [fork(be_a_rank, case, rank, port) for rank in range(3)]
         expected += 2 if case.__name__ in ONE_IS_SILENT else 3
-    end = time.monotonic() + 100
-    while expected > sum(path.name.split('.')[0] in {case.__name__ for case in cases} for path in FOLDER.iterdir()):
-        assert time.monotonic() < end, sorted(path.name for path in FOLDER.iterdir())
-        time.sleep(0.02)
+    names = {case.__name__ for case in cases}
+    until(lambda: expected <= sum(path.name.split('.')[0] in names for path in FOLDER.iterdir()))
     for child in [*children, *agents]:
         os.kill(child, signal.SIGKILL)  # those that have ended are not waited for, so their numbers are still theirs
     for child in [*children, *agents]:
@@ -192,7 +196,6 @@ SILENT = [
     'last_sleeps', 'last_sleeps_in_a_step', 'last_is_stopped', 'last_is_killed', 'first_is_killed',
     'first_is_killed_with_torchrun', 'first_is_killed_when_all_have_come',
 ]  # fmt: skip
-LOOSE = 15.0  # seconds more on a busy machine
 
 
 @pytest.fixture(scope='module')
@@ -200,9 +203,7 @@ def outcome(tmp_path_factory):
     """``outcome('counting')``: what each of the three ranks has to report; {} of one that could not."""
     folder = tmp_path_factory.mktemp('ranks')
     script = f'ONE_IS_SILENT = {SILENT}\n' + SCRIPT
-    done = subprocess.run(
-        [sys.executable, '-c', script, str(folder), str(STEP), str(OTHER)], timeout=180, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, '-c', script, str(folder)], timeout=600, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
     def read(case):
@@ -219,24 +220,24 @@ def test_values_of_all_ranks(outcome):
 @pytest.mark.parametrize(
     ('case', 'bound', 'message'),
     [
-        ('last_sleeps', OTHER, 'rank 2 (last heard # s ago: loading weights) did not finish saving within 5 s'),
+        ('last_sleeps', 5, 'rank 2 (last heard # s ago: loading weights) did not finish saving within 5 s'),
         (
             'last_sleeps_in_a_step',
-            STEP,
+            3,
             'rank 2 (last heard # s ago: loading the data of iteration 7) did not finish '
             'counting the tokens of iteration 7 within 3 s',
         ),
-        ('last_is_stopped', STEP, 'rank 2 is stopped (last heard # s ago: learning iteration 3); seen by rank'),
-        ('last_is_killed', 0.0, 'rank 2 has died (last heard # s ago: loading weights); seen by rank'),
+        ('last_is_stopped', 3, 'rank 2 is stopped (last heard # s ago: learning iteration 3); seen by rank'),
+        ('last_is_killed', 0, 'rank 2 has died (last heard # s ago: loading weights); seen by rank'),
     ],
 )
-def test_the_missing_rank_is_named_by_all_others_in_time(outcome, case, bound, message):
+def test_the_missing_rank_is_named_by_all_others(outcome, case, bound, message):
     before, behind = message.split('#')
     for rank in outcome(case)[:2]:
         assert rank['kind'] == 'RankMissing'
         assert rank['message'].startswith(before)
         assert behind in rank['message']
-        assert bound <= rank['seconds'] < bound + LOOSE
+        assert rank['seconds'] >= bound
 
 
 @pytest.mark.parametrize(
@@ -251,7 +252,6 @@ def test_the_first_rank_may_be_the_missing_one(outcome, case, message):
     for rank in outcome(case)[1:]:
         assert rank['kind'] == 'RankMissing'
         assert rank['message'].startswith(message)
-        assert rank['seconds'] < LOOSE
 
 
 def test_ranks_do_not_need_torchrun_to_go_on(outcome):
@@ -280,13 +280,11 @@ def test_what_fails_on_all_ranks_is_told_by_the_first_and_other_failures_by_thei
 def test_a_rank_that_leaves_with_an_error_of_its_own_is_quoted(outcome):
     for rank in outcome('one_leaves_with_an_error')[::2]:
         assert dict(kind='RankFailed', message='rank 1 failed: image 3 is gone').items() <= rank.items()
-        assert rank['seconds'] < LOOSE
 
 
 def test_a_signal_is_heard_while_a_rank_waits(outcome):
     first, second, third = outcome('a_signal_ends_the_wait')
     assert (first['result'], second['result'], third['result']) == ('enough', 'late', 'enough')
-    assert first['seconds'] < second['seconds']
 
 
 def test_a_rank_with_nothing_to_add_leaves_after_the_first_one(outcome):

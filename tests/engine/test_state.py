@@ -4,6 +4,7 @@ import json
 import math
 import random
 from collections import Counter
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from mmengine.logging import MessageHub
 
 from vlmtune.engine.state import (
     from_json,
+    kept_rng,
     message_state,
     rng_state,
     seeded_rng_state,
@@ -33,6 +35,14 @@ def test_generators_go_on_where_they_were():
     draw()
     set_rng_state(state)
     assert draw() == expected
+
+
+def test_generators_are_as_they_were_also_behind_a_failure():
+    state = rng_state()
+    with suppress(ZeroDivisionError), kept_rng():
+        draw()
+        raise ZeroDivisionError
+    assert rng_state() == state
 
 
 def test_scalars_come_back_with_their_counts():

@@ -204,13 +204,37 @@ def test_the_setting(given, chosen):
             dict(mlflow=dict(experimnet='pages')),
             "trackers.mlflow.experimnet: unknown argument, did you mean 'experiment'",
         ),
+        (
+            dict(tensorboard=dict(flush_sec=5)),
+            "trackers.tensorboard.flush_sec: unknown argument, did you mean 'flush_secs'",
+        ),
+        (dict(mlflow=dict(name='mine')), 'trackers.mlflow.name: unknown argument'),
+        (dict(tensorboard=dict(log_dir='elsewhere')), 'trackers.tensorboard.log_dir: unknown argument'),
         (dict(wandb=dict(api_key='x')), r'trackers.wandb.api_key: secrets are not read from configs'),
         (dict(mlflow=dict(tracking_uri='http://me:pass@host')), 'trackers.mlflow.tracking_uri: secrets'),
     ],
 )
-def test_settings_that_cannot_be(given, message):
+def test_settings_that_cannot_be(given, message, monkeypatch):
+    faked('mlflow', monkeypatch)
     with pytest.raises(ConfigError, match=message):
         read_trackers(given)
+
+
+def test_options_are_those_that_the_package_takes(monkeypatch):
+    def init(project=None, name=None, dir=None, settings=None):
+        raise AssertionError('nothing is started to find out')
+
+    def init_of_any(project=None, log_dir=None, **kwargs):
+        raise AssertionError('nothing is started to find out')
+
+    monkeypatch.setitem(sys.modules, 'wandb', SimpleNamespace(init=init))
+    monkeypatch.setitem(sys.modules, 'swanlab', SimpleNamespace(init=init_of_any))
+    own = dict(project='pages', name='mine')
+    assert read_trackers(dict(wandb=own)) == dict(wandb=own)
+    for wrong in ('projct', 'dir', 'settings'):
+        with pytest.raises(ConfigError, match=rf'trackers.wandb.{wrong}: unknown argument.*; there are project, name$'):
+            read_trackers(dict(wandb={wrong: 'x'}))
+    assert read_trackers(dict(swanlab=dict(projct='pages'))) == dict(swanlab=dict(projct='pages'))
 
 
 @pytest.mark.parametrize('name', ['tensorboard', 'wandb', 'mlflow', 'swanlab'])

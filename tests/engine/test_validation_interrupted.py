@@ -102,3 +102,13 @@ def test_a_signal_in_the_middle_of_a_validation(call, validated, contents, diffe
     assert [row['iteration'] for row in records(work_dir)] == [2, 4]
     undisturbed = validated('whole', **SHORT)
     assert differences(contents(work_dir / 'iter_4.pth'), contents(undisturbed / 'iter_4.pth')) == []
+
+
+def test_a_run_that_goes_on_longer_keeps_its_last_validation(validated, tmp_path):
+    """It came behind the last save, and its step is the best still."""
+    more = 'from validation_hooks import Told\ncustom_hooks += [dict(type=Told, at_2=8.0, at_3=1.0, at_4=9.0)]\n'
+    settings = dict(max_epochs=None, val_interval=2, save_best='val/loss')
+    validated('longer', more=more, max_steps=3, **settings)
+    work_dir = validated('longer', more=more, resume=True, max_steps=4, **settings)
+    assert [row['iteration'] for row in records(work_dir)] == [2, 3, 4]
+    assert (work_dir / 'best_checkpoint').read_text() == 'iter_3.pth\n'

@@ -183,6 +183,15 @@ def test_rows_without_references_cannot_be_scored(key, said):
         Evaluator([exact_match], reference_key=key).scores(ROWS[2:])
 
 
+def test_rows_that_no_score_counts_are_told(caplog):
+    Evaluator([exact_match]).check_references([row['references'] for row in ROWS])
+    assert '1 of 3 rows have no reference: they are asked, and left out of the scores' in caplog.text
+    caplog.clear()
+    Evaluator([exact_match]).check_references([['red']])
+    Evaluator().check_references([[], ['red']])  # nothing is scored
+    assert not caplog.text
+
+
 def test_a_missing_package_is_told_before_anything_runs(monkeypatch):
     real = builtins.__import__
 

@@ -1,5 +1,7 @@
 """Questions of a tiny data set, and a model that is watched while it answers them."""
 
+import json
+
 from vlmtune.data import SupervisedDataset, chat_template_map_fn, llava_map_fn, load_rows
 from vlmtune.evaluation import open_questions
 
@@ -21,6 +23,15 @@ def ask(folder, processor, **options):
         **options,
     )
     return open_questions(dataset, processor)
+
+
+def answers(rows):
+    """What does not depend on the clock."""
+    return [{name: value for name, value in row.items() if name != 'seconds'} for row in rows]
+
+
+def read(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 class Watched:

@@ -1,7 +1,6 @@
 """Tiny models load through plain Auto classes, run on an image, and agree with their tokenizers and processors."""
 
 import json
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -229,11 +228,9 @@ def test_the_same_call_writes_the_same_files(tmp_path):
     assert {p.name: p.read_bytes() for p in first.iterdir()} == {p.name: p.read_bytes() for p in second.iterdir()}
 
 
-def test_a_directory_is_small_and_quick(tmp_path):
+def test_a_directory_is_small(tmp_path):
     for name in list_tiny_models():
-        start = time.perf_counter()
         path = write_tiny_model(name, tmp_path / name)
-        assert time.perf_counter() - start < 5  # 0.05 s here; the bound leaves room for a busy machine
         assert (path / 'model.safetensors').stat().st_size < 2_000_000
 
 

@@ -55,9 +55,15 @@ def test_repetition_penalty_and_stop_words_are_settings(talker):
     assert talker.answer(ask('long'), settings=punished) != talker.answer(ask('long'), settings=plain)
     stopped = generation_settings(max_new_tokens=40, stop_words=['a', 'b'], repetition_penalty=1.0, **GREEDY)
     assert stopped == plain | dict(stop_strings=['a', 'b'])
-    for wrong in (dict(repetition_penalty=-1.0), dict(stop_words=['a', ''])):
-        with pytest.raises(ConfigError, match='--repetition-penalty|--stop-words'):
-            generation_settings(max_new_tokens=40, **GREEDY, **wrong)
+    assert generation_settings(max_new_tokens=40, stop_words='###', **GREEDY)['stop_strings'] == ['###']
+    for wrong, told in (
+        (dict(repetition_penalty=-1.0), '--repetition-penalty -1.0: expected a number above 0'),
+        (dict(temperature=float('inf')), '--temperature inf: expected a number above 0'),
+        (dict(max_new_tokens=0), '--max-new-tokens 0: expected a positive integer'),
+        (dict(stop_words=['a', '']), "--stop-words holds ''; expected texts of at least one character"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            generation_settings(**dict(max_new_tokens=40, **GREEDY) | wrong)
 
 
 def test_a_stop_string_is_neither_answered_nor_shown_on_the_way(talker):

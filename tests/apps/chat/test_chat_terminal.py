@@ -67,7 +67,7 @@ class Person:
         return self.read_until(until)
 
     def interrupt(self):
-        """Press Ctrl-C at the prompt: a signal that comes before readline sleeps in ``select`` waits for the next key."""
+        """Ctrl-C at the prompt: a signal that comes before readline sleeps in ``select`` waits for the next key."""
         end = time.monotonic() + PATIENCE
         while not self._is_listening():
             assert time.monotonic() < end, f'it does not listen after {self.seen!r}'

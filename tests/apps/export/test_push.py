@@ -129,7 +129,8 @@ def test_what_should_not_be_published(hub, export, tmp_path):
 def test_an_adapter_of_a_local_base_says_so(hub, tmp_path, caplog):
     folder = tmp_path / 'adapter'
     folder.mkdir()
-    (folder / 'adapter_config.json').write_text(json.dumps(dict(base_model_name_or_path='/models/mine')))
+    settings = dict(peft_type='LORA', base_model_name_or_path='/models/mine')
+    (folder / 'adapter_config.json').write_text(json.dumps(settings))
     push(str(folder), 'me/adapter')
     assert 'names /models/mine as its base model, a folder of this machine' in caplog.text
     assert (hub.root / 'me' / 'adapter' / 'adapter_config.json').is_file()
