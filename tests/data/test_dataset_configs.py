@@ -7,9 +7,7 @@ from vlmtune.utils.errors import ConfigError
 
 ONE = dict(type=SupervisedDataset, rows=[1], image_transform=dict(type='x'))
 OTHER = dict(type='vlmtune.data.SupervisedDataset', rows=[2], cache_dir='own')
-MIXED = dict(
-    type=MixedDataset, planning_workers=3, datasets=[ONE, dict(type=MixedDataset, datasets=[OTHER], planning_workers=0)]
-)
+MIXED = dict(type=MixedDataset, planning_workers=3, datasets=[ONE, dict(OTHER, planning_workers=0)])
 
 
 def test_members_get_what_a_mixture_hands_on_and_what_they_say_themselves():
@@ -20,9 +18,10 @@ def test_members_get_what_a_mixture_hands_on_and_what_they_say_themselves():
     assert list(members(ONE)) == [ONE]
 
 
-def test_a_stream_has_no_members():
-    with pytest.raises(ConfigError, match='StreamingDataset cannot be read by themselves; expected a SupervisedD'):
-        list(members(dict(type=MixedDataset, datasets=[dict(type=StreamingDataset)])))
+@pytest.mark.parametrize('kind', [StreamingDataset, MixedDataset])
+def test_what_cannot_be_a_member_is_refused(kind):
+    with pytest.raises(ConfigError, match=f'{kind.__name__} cannot be read by themselves; expected a SupervisedD'):
+        list(members(dict(type=MixedDataset, datasets=[dict(type=kind, datasets=[ONE])])))
 
 
 def test_pictures_of_urls_lie_beside_the_plans(tmp_path):

@@ -228,13 +228,6 @@ def test_too_many_pixels_are_refused_before_decoding(read, width, message):
         read(ImageRef(data=huge_png(width, 12_000)))
 
 
-def test_the_limit_is_a_setting():
-    assert read_image_size(ImageRef(data=PNG), max_pixels_allowed=600) == ImageSize(20, 30)
-    for read in (read_image_size, load_image):
-        with pytest.raises(DataError, match='has 30 x 20 = 600 pixels; expected at most 599'):
-            read(ImageRef(data=PNG), max_pixels_allowed=599)
-
-
 @pytest.mark.parametrize('fmt', ['PNG', 'JPEG', 'WEBP', 'GIF', 'TIFF'])
 @pytest.mark.parametrize('share', [0.5, 0.9])
 def test_a_truncated_file_is_named(tmp_path, fmt, share):

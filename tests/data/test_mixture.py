@@ -141,9 +141,6 @@ def test_formats_and_image_folders_differ(member, mix, mine, tiny_data):
     dataset = mix(text, pictures)
     assert 'pixel_bytes' not in dataset[0]
     assert 'pixel_bytes' in dataset[SampleKey(0, 1)]
-    assert dataset.image_folder is None
-    assert mix(text, text).image_folder is None
-    assert mix(pictures, pictures).image_folder == seen_data.image_folder
     assert dataset.patches.tolist() == [0, dataset.samples[1].patches]
 
 
@@ -162,7 +159,7 @@ def test_attributes_are_the_members_joined(member, mix):
     assert dataset.place(3) == (b, 1)
     assert [len(sample) for sample in dataset.samples] == dataset.lengths.tolist()
     assert torch.equal(dataset[4]['input_ids'], b[2]['input_ids'])
-    with pytest.raises(IndexError, match='index 5, but there are 5'):
+    with pytest.raises(IndexError):
         dataset.samples[5]
 
 

@@ -58,11 +58,14 @@ def test_rows_stay_in_their_file(tmp_path, name):
 
 
 def test_a_broken_line_spoils_no_other(tmp_path):
-    (tmp_path / 'a.jsonl').write_bytes(b'{"a": 1}\n{"a"\n{"b": "\xff"}\n7\n' + b'[' * 100_000 + b'\n{"a": 2}')
+    (tmp_path / 'a.jsonl').write_bytes(
+        b'{"a": 1}\n{"a"\n{"b": "\xff"}\n7\n' + b'[' * 100_000 + b'\n' + b'9' * 5000 + b'\n{"a": 2}'
+    )
     rows = load_rows(tmp_path / 'a.jsonl')
-    assert len(rows) == 6
-    assert (rows[0], rows[5]) == ({'a': 1}, {'a': 2})
+    assert len(rows) == 7
+    assert (rows[0], rows[6]) == ({'a': 1}, {'a': 2})
     reasons = ['broken JSON at column 5', r'not UTF-8 text \(byte 21', 'a row is of type int', 'JSON nested too deeply']
+    reasons.append('a number of more digits')
     for index, reason in enumerate(reasons, start=1):
         with pytest.raises(DataError, match=f'^{reason}') as error:
             rows[index]
@@ -147,6 +150,7 @@ def test_a_broken_row_says_what_is_wrong_and_where_says_the_place(tmp_path, name
         ('a.json', b'[]', 'holds no rows'),
         ('a.json', b'', r'/a\.json:1: broken JSON'),
         ('a.json', b'[' * 100_000, 'nested too deeply'),
+        ('a.json', b'[' + b'9' * 5000 + b']', 'a number of more digits'),
         ('a.json', b'["\xff"]', r'is not UTF-8 text \(byte 2'),
         ('a.csv', b'a,b\n1,2\n1,2,3\n', r'/a\.csv:3: 3 cells, but the header has 2'),
         ('a.csv', b'a,b\n"1,2\n', 'broken CSV'),

@@ -61,8 +61,17 @@ def test_bad_rows_are_skipped_within_a_budget(stream, write, caplog):
     dataset = stream(stream_rows(path), on_bad_sample='skip', bad_sample_budget=0.25)
     assert set(flat(take(sampler_of(dataset), 2))) == {'rows.jsonl:1', 'rows.jsonl:3', 'rows.jsonl:4'}
     assert 'rows.jsonl:2: a row is of type list; expected an object' in caplog.text
-    with pytest.raises(DataError, match='1 of the 4 rows up to rows.jsonl:4 are bad, more than bad_sample_budget=0.1'):
-        next(iter(sampler_of(stream(stream_rows(path), on_bad_sample='skip', bad_sample_budget=0.1))))
+    with pytest.raises(DataError, match='1 of the 4 rows up to rows.jsonl:4 are bad, more than bad_sample_budget=0;'):
+        next(iter(sampler_of(stream(stream_rows(path), on_bad_sample='skip', bad_sample_budget=0))))
+
+
+def test_one_bad_row_in_a_short_last_window_ends_no_run(stream, write):
+    path = write([row(0), row(1), row(2), row(3), row(4), '[1]'])
+    dataset = stream(stream_rows(path), on_bad_sample='skip', shuffle_window=4)
+    assert 'rows.jsonl:5' in flat(take(sampler_of(dataset), 5))
+    path = write([row(0), row(1), '[0]', '[1]'])
+    with pytest.raises(DataError, match='2 of the 4 rows up to rows.jsonl:4 are bad, more than bad_sample_budget=0.01'):
+        next(iter(sampler_of(stream(stream_rows(path), on_bad_sample='skip'))))
 
 
 def test_what_cannot_be_used_is_written_once(stream, write, tmp_path, tiny_data):

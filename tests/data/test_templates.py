@@ -95,7 +95,7 @@ def test_image_marks(name, model, processor, talk, image_mark):
 def test_find_template():
     assert find_template('chatml') == TEMPLATES['chatml']
     with pytest.raises(
-        ConfigError, match=r"prompt_template 'llama3' does not exist, did you mean 'llama3_chat'; there are chatml,"
+        ConfigError, match=r"prompt_template 'llama3' does not exist, did you mean 'llama3_chat'\?; there are chatml,"
     ):
         find_template('llama3')
     with pytest.raises(ConfigError, match="'zzz' does not exist; there are chatml,"):

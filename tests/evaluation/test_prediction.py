@@ -9,13 +9,14 @@ from vlmtune.evaluation import generate, predict
 from vlmtune.utils.errors import CheckpointError
 
 
-def test_a_row_says_what_was_asked_and_answered(loaded, folder):
+def test_a_row_says_what_was_asked_and_answered(loaded, folder, monkeypatch):
     model, processor = loaded
     questions, file = ask(folder, processor), folder / 'out' / 'predictions.jsonl'
     rows = predict(model, processor, questions, file=file, generation=SHORT)
     assert rows == read(file)
     assert [row['index'] for row in rows] == list(range(7))
-    alone = generate(model, processor, [q.conversation for q in questions], image_root=folder, **SHORT)
+    monkeypatch.chdir(folder)
+    alone = generate(model, processor, [q.conversation for q in questions], **SHORT)
     assert [row['prediction'] for row in rows] == alone
     assert len(set(alone)) > 3  # the model does see the pictures
     first, second = rows[0], rows[2]

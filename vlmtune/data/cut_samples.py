@@ -1,10 +1,8 @@
 """Long plain texts in pieces: one planned row, several samples."""
 
-from collections.abc import Sequence
-from typing import overload
-
 import numpy as np
 
+from vlmtune.data.indexed import Indexed
 from vlmtune.data.sample_table import BadSample, SampleTable
 from vlmtune.structures import Sample
 
@@ -32,7 +30,7 @@ def pieces(sample: Sample, max_length: int) -> list[Sample]:
     return [piece(sample, number, max_length) for number in range(int(pieces_of(np.array(len(sample)), max_length)))]
 
 
-class CutSamples(Sequence[Sample]):
+class CutSamples(Indexed[Sample]):
     """The samples of a table, the long ones in pieces, with the doors of the table.
 
     Args:
@@ -54,14 +52,8 @@ class CutSamples(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self._whole)
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
+    def at(self, index: int) -> Sample:
+        """One piece."""
         return piece(self.table[int(self._whole[index])], int(self._number[index]), self.max_length)
 
     def numbers(self, name: str) -> np.ndarray:

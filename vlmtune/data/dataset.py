@@ -23,7 +23,7 @@ from vlmtune.data.plan_cache import open_plan
 from vlmtune.data.planning import Overlong, RowPlanner, Rows
 from vlmtune.data.processor import Processor
 from vlmtune.data.sample_loading import blank_images, load_images, to_tensors
-from vlmtune.data.sample_table import BAD, OVERLONG, BadSample, SampleTable, problem_of
+from vlmtune.data.sample_table import BAD, OVERLONG, BadSample, SampleTable, over_budget, paths_of, problem_of
 from vlmtune.data.sources import where
 from vlmtune.data.workers import note_loading
 from vlmtune.registry import DATASETS, build_callable
@@ -56,7 +56,7 @@ class SupervisedDataset(Dataset):
             'error'.
         on_bad_sample: 'error' stops at the first bad row, 'skip' leaves it out and counts it. An image that turns out
             to be broken only when it is decoded stops the run, or with 'skip' takes part blank and unlearned.
-        bad_sample_budget: with 'skip', the share of rows that may be bad.
+        bad_sample_budget: with 'skip', the share of rows that may be bad; above 0, one always may.
         cache_dir: where the plan is kept for the next run and for other ranks; None plans every time.
         planning_workers: processes that plan; None takes one per core for many rows, 0 plans in this process.
         bad_samples_file: a .jsonl file to write what could not be used to, one row a line; ranks of one run may
@@ -167,7 +167,7 @@ class SupervisedDataset(Dataset):
                 '%d of %d samples are bad and were skipped; the first is %s: %s',
                 len(bad), count, bad[0].where, bad[0].reason,
             )  # fmt: skip
-        if len(bad) > budget * count:
+        if over_budget(len(bad), count, budget):
             raise DataError(
                 f'{len(bad)} of {count} samples are bad, more than bad_sample_budget={budget}; '
                 f'the first is sample {bad[0].index} ({bad[0].where}): {bad[0].reason}'
@@ -226,7 +226,7 @@ class SupervisedDataset(Dataset):
         inputs, error = self._image_inputs(sample, key)
         if error is not None:
             row = self.row_of(key.sample)
-            bad = BadSample(row, where(self.rows, row), str(error), 'undecodable', error.kind, _paths(sample))
+            bad = BadSample(row, where(self.rows, row), str(error), 'undecodable', error.kind, paths_of(sample.images))
             named = _named(bad)
             if self.on_bad_sample == 'error':
                 raise named from error
@@ -272,7 +272,3 @@ def _write_anew(file: Path, text: str) -> None:
 
 def _named(problem: BadSample) -> DataError:
     return DataError(f'sample {problem.index} ({problem.where}): {problem.reason}', kind=problem.error)
-
-
-def _paths(sample: Sample) -> tuple[str, ...]:
-    return tuple(image.path for image in sample.images if image.path is not None)

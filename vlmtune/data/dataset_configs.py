@@ -21,29 +21,26 @@ def is_a(dataset: Mapping[str, Any], expected: type) -> bool:
 
 
 def members(dataset: Mapping[str, Any], *, cache_dir: str | None = None) -> Iterator[dict[str, Any]]:
-    """The configs of the members of a mixture, also of mixtures of mixtures, or the one.
+    """The configs of the members of a mixture, or the one.
 
     Args:
         dataset: the config of a SupervisedDataset, or of a MixedDataset of some.
         cache_dir: for those that do not say themselves; ``plan_cache_dir`` of a config.
 
     Raises:
-        ConfigError: a data set of another class.
+        ConfigError: a data set of another class, or such a member.
     """
     if cache_dir is not None:
         dataset = {'cache_dir': cache_dir, **dataset}
-    if is_a(dataset, MixedDataset):
-        shared = {key: dataset[key] for key in _HANDED_ON if key in dataset}
-        for member in dataset['datasets']:
-            yield from members({**shared, **member})
-    elif is_a(dataset, SupervisedDataset):
-        yield dict(dataset)
-    else:
-        kind = find_target(dataset.get('type'), must_exist=True)
-        raise ConfigError(
-            f'dataset: the rows of a {getattr(kind, "__name__", kind)} cannot be read by themselves; expected a '
-            'SupervisedDataset, or a MixedDataset of some'
-        )
+    shared = {key: dataset[key] for key in _HANDED_ON if key in dataset}
+    for member in dataset['datasets'] if is_a(dataset, MixedDataset) else [dataset]:
+        if not is_a(member, SupervisedDataset):
+            kind = find_target(member.get('type'), must_exist=True)
+            raise ConfigError(
+                f'dataset: the rows of a {getattr(kind, "__name__", kind)} cannot be read by themselves; expected a '
+                'SupervisedDataset, or a MixedDataset of some'
+            )
+        yield {**shared, **member}
 
 
 def open_rows(settings: Mapping[str, Any]) -> tuple[Sequence[Any], Root]:

@@ -1,14 +1,14 @@
 """Rows of a json or jsonl file, which stay in the file: a row is read and parsed when it is asked for."""
 
-import hashlib
 import json
 import os
 import weakref
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
+from vlmtune.data.indexed import Indexed
 from vlmtune.data.json_index import RowIndex, index_lines, index_list
+from vlmtune.utils.disk import hash_file
 from vlmtune.utils.errors import DataError
 
 Row = dict[str, Any]
@@ -21,8 +21,7 @@ def hash_of_file(path: Path) -> str:
         DataError: it cannot be read.
     """
     try:
-        with path.open('rb') as file:
-            return hashlib.file_digest(file, 'sha256').hexdigest()
+        return hash_file(path)
     except OSError as error:
         raise DataError(f'{path.absolute()} cannot be read: {error.strerror}', kind='unreadable_row') from error
 
@@ -40,6 +39,8 @@ def parse_row(text: bytes, *, at: int) -> Row:
     except json.JSONDecodeError as error:
         hint = 'every line must be one object (else name the file .json)'
         reason = f'broken JSON at column {error.colno}: {error.msg}; {hint}'
+    except ValueError:
+        reason = 'a number of more digits than Python reads'
     except RecursionError:
         reason = 'JSON nested too deeply'
     else:
@@ -49,7 +50,7 @@ def parse_row(text: bytes, *, at: int) -> Row:
     raise DataError(reason, kind='unreadable_row')
 
 
-class FileRows(Sequence[Row]):
+class FileRows(Indexed[Row]):
     """Rows of a file. Where they begin is found out when the first is asked for, and takes 24 bytes a row.
 
     A row that is broken is an error of that row where rows are lines, and of the file where they are not. The message
@@ -86,14 +87,8 @@ class FileRows(Sequence[Row]):
     def __len__(self) -> int:
         return len(self.places.starts)
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]  # negative ones; IndexError
+    def at(self, index: int) -> Row:
+        """One row, read and parsed."""
         start, end = int(self.places.starts[index]), int(self.places.ends[index])
         return parse_row(self._read(start, end - start), at=start)
 

@@ -5,7 +5,7 @@ from PIL import Image
 from vlmtune.data.collate import LoadedSample
 from vlmtune.data.processor import Processor
 from vlmtune.data.sample_loading import to_tensors
-from vlmtune.structures import Conversation, ImagePart, ImageRef, ImageSize, Message, Sample, TextPart
+from vlmtune.structures import Conversation, ImageRef, ImageSize, Message, Sample, TextPart, user_message
 
 # Which is the cheapest depends on the family: some cut an image into tiles as its shape asks, some enlarge it first.
 _SIZES = (ImageSize(32, 32), ImageSize(32, 128), ImageSize(128, 32))
@@ -30,6 +30,6 @@ def image_filler(processor: Processor) -> LoadedSample:
 
 
 def _blank_sample(processor: Processor, size: ImageSize) -> Sample:
-    question = Message('user', (ImagePart(0), TextPart('x')))
+    question = user_message('x', images=[0])
     talk = Conversation((question, Message('assistant', (TextPart('x'),))), (ImageRef(data=b''),))
     return processor.tokenize(talk, image_sizes=[size])

@@ -148,23 +148,22 @@ def resolve_image_path(ref: ImageRef, root: Root) -> Path:
 # ---- sizes and pixels
 
 
-def read_image_size(ref: ImageRef, *, root: Root = None, max_pixels_allowed: int = MAX_PIXELS) -> ImageSize:
+def read_image_size(ref: ImageRef, *, root: Root = None) -> ImageSize:
     """Height and width as ``load_image`` gives them, from the header; no pixel is decoded.
 
     Args:
         ref: a path or bytes.
         root: the image folder, see ``resolve_image_path``.
-        max_pixels_allowed: larger images are refused.
 
     Raises:
         DataError: not found, outside the image folder, not an image, or too large.
     """
-    with _open(ref, root=root, max_pixels_allowed=max_pixels_allowed) as image:
+    with _open(ref, root=root) as image:
         width, height = image.size
         return ImageSize(width, height) if _orientation(image) >= 5 else ImageSize(height, width)
 
 
-def load_image(ref: ImageRef, *, root: Root = None, max_pixels_allowed: int = MAX_PIXELS) -> Image.Image:
+def load_image(ref: ImageRef, *, root: Root = None) -> Image.Image:
     """The image in RGB, upright, decoded once.
 
     EXIF orientation is applied; transparency is put on white; 16-bit grey is scaled to 8 bit; of an animation the
@@ -173,13 +172,12 @@ def load_image(ref: ImageRef, *, root: Root = None, max_pixels_allowed: int = MA
     Args:
         ref: a path or bytes.
         root: the image folder, see ``resolve_image_path``.
-        max_pixels_allowed: larger images are refused before they are decoded.
 
     Raises:
         DataError: not found, outside the image folder, not an image, broken, too large, or of a pixel type without a
             defined range (floating point).
     """
-    with _open(ref, root=root, max_pixels_allowed=max_pixels_allowed) as image:
+    with _open(ref, root=root) as image:
         orientation = _orientation(image)
         image.load()
         pixels = _to_rgb(image, name=str(ref))
@@ -196,13 +194,13 @@ def _known_formats() -> tuple[str, ...]:
 
 
 @contextmanager
-def _open(ref: ImageRef, *, root: Root, max_pixels_allowed: int) -> Iterator[Image.Image]:
+def _open(ref: ImageRef, *, root: Root) -> Iterator[Image.Image]:
     """The opened, not yet decoded image; every way in which it may be broken becomes a DataError that names it."""
     path = None if ref.data is not None else resolve_image_path(ref, root)
     name = f'{ref} (downloaded to {path})' if is_url(ref.path) else str(path or ref)
     try:
         with Image.open(path or io.BytesIO(ref.data or b''), formats=_known_formats()) as image:
-            _check_header(image, name=name, limit=max_pixels_allowed)
+            _check_header(image, name=name)
             yield image
     except Image.UnidentifiedImageError as error:
         message = f'not an image file: {name}; expected {", ".join(_known_formats())}'
@@ -224,17 +222,17 @@ def _open(ref: ImageRef, *, root: Root, max_pixels_allowed: int) -> Iterator[Ima
         raise DataError(message, kind='broken_image') from error
 
 
-def _check_header(image: Image.Image, *, name: str, limit: int) -> None:
+def _check_header(image: Image.Image, *, name: str) -> None:
     width, height = image.size
     if width < 1 or height < 1:
         raise DataError(f'image of {width} x {height} pixels: {name}', kind='broken_image')
     if image.mode == 'F':
         message = f'image of floating-point pixels: {name}; their range is not defined, save it with 8 or 16 bit'
         raise DataError(message, kind='broken_image')
-    if width * height > limit:
+    if width * height > MAX_PIXELS:
         raise DataError(
             f'image too large: {name} has {width} x {height} = {width * height:,} pixels; '
-            f'expected at most {limit:,}, scale it down',
+            f'expected at most {MAX_PIXELS:,}, scale it down',
             kind='oversized_image',
         )
 

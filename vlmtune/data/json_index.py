@@ -199,8 +199,10 @@ class _JsonReader:
                 cut = error.msg.startswith('Unterminated string') or error.pos >= len(self.text) - _LONGEST_ESCAPE
                 if not (cut and self._more()):
                     raise self.error(error.msg, error.pos) from error
-            except RecursionError as error:
-                message = f'{self.path.absolute()}:{self._place(self.at)[0]}: JSON nested too deeply'
+            except (ValueError, RecursionError) as error:
+                deep = isinstance(error, RecursionError)
+                reason = 'JSON nested too deeply' if deep else 'a number of more digits than Python reads'
+                message = f'{self.path.absolute()}:{self._place(self.at)[0]}: {reason}'
                 raise DataError(message, kind='unreadable_row') from error
             else:
                 if end < len(self.text) or not self._more():  # a number may go on

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from vlmtune.config.targets import find_target
 from vlmtune.data.augmentation import TransformSetting
 from vlmtune.data.dataset import BadSample, SupervisedDataset
-from vlmtune.data.images import ImageRoot
+from vlmtune.data.indexed import Indexed
 from vlmtune.data.processor import Processor
 from vlmtune.data.streaming import StreamingDataset
 from vlmtune.registry import DATASETS
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar('T')
 
 
-class _Joined(Sequence[T]):
+class _Joined(Indexed[T]):
     """Several sequences, one after the other; nothing is copied."""
 
     def __init__(self, parts: Iterable[Sequence[T]]) -> None:
@@ -45,15 +45,10 @@ class _Joined(Sequence[T]):
         part = bisect.bisect_right(self.starts, index) - 1
         return part, index - self.starts[part]
 
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[T]: ...
-    def __getitem__(self, index: int | slice) -> T | list[T]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        part, at = self.place(index + len(self) if index < 0 else index)
-        return self.parts[part][at]
+    def at(self, index: int) -> T:
+        """One item of one part."""
+        part, place = self.place(index)
+        return self.parts[part][place]
 
 
 @DATASETS.register_module()
@@ -74,6 +69,11 @@ class MixedDataset(Dataset):
         cache_dir, planning_workers, bad_samples_file: for members that do not say themselves, see SupervisedDataset;
             each member writes a file of its own, ``bad_samples_0.jsonl`` and so on.
         image_transform, seed: likewise. A sample that an epoch holds several times looks the same each time.
+
+    Attributes:
+        members, processor, max_length: as given.
+        rows, samples: the rows and the planned samples of all members.
+        counts: samples of every member in an epoch.
 
     Raises:
         ConfigError: the numbers do not fit the members, or the members one another.
@@ -110,8 +110,8 @@ class MixedDataset(Dataset):
         if len(limits) > 1:
             raise ConfigError(f'MixedDataset: its data sets have max_length {limits}; give all of them the same')
         self.max_length: int = limits[0]
-        self._rows: _Joined[Mapping[str, Any]] = _Joined([member.rows for member in self.members])
-        self._samples: _Joined[Sample] = _Joined([member.samples for member in self.members])
+        self.rows: _Joined[Mapping[str, Any]] = _Joined([member.rows for member in self.members])
+        self.samples: _Joined[Sample] = _Joined([member.samples for member in self.members])
         self.counts = self._count(repeats=repeats, weights=weights, total=samples_per_epoch)
 
     @staticmethod
@@ -169,16 +169,6 @@ class MixedDataset(Dataset):
 
     # ---- the members' attributes, joined
 
-    @property
-    def rows(self) -> Sequence[Mapping[str, Any]]:
-        """The rows of all members."""
-        return self._rows
-
-    @property
-    def samples(self) -> Sequence[Sample]:
-        """The planned samples of all members."""
-        return self._samples
-
     @functools.cached_property
     def lengths(self) -> np.ndarray:
         """int64[N]: tokens of every sample."""
@@ -209,16 +199,10 @@ class MixedDataset(Dataset):
         """Samples that lost turns."""
         return sum(member.truncated for member in self.members)
 
-    @property
-    def image_folder(self) -> Path | ImageRoot | None:
-        """The folder that all members share; None if they do not."""
-        folders = {member.image_folder for member in self.members}
-        return folders.pop() if len(folders) == 1 else None
-
     def _joined_reports(self, reports: list[list[BadSample]]) -> list[BadSample]:
         return [
             replace(bad, index=start + bad.index)
-            for start, report in zip(self._rows.starts, reports, strict=False)
+            for start, report in zip(self.rows.starts, reports, strict=False)
             for bad in report
         ]
 
@@ -226,13 +210,13 @@ class MixedDataset(Dataset):
 
     def place(self, index: int) -> tuple[SupervisedDataset, int]:
         """The member that sample ``index`` belongs to, and its number there."""
-        member, at = self._samples.place(index)
+        member, at = self.samples.place(index)
         return self.members[member], at
 
     def row_of(self, index: int) -> int:
         """The row of a sample, among the rows of all members."""
-        member, at = self._samples.place(index)
-        return self._rows.starts[member] + self.members[member].row_of(at)
+        member, at = self.samples.place(index)
+        return self.rows.starts[member] + self.members[member].row_of(at)
 
     def where(self, index: int) -> str:
         """The place of a sample for messages: ``train.jsonl:812``."""
@@ -240,7 +224,7 @@ class MixedDataset(Dataset):
         return member.where(at)
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self.samples)
 
     def __getitem__(self, key: SampleKey | int) -> dict[str, torch.Tensor]:
         """Tensors of one sample, see SupervisedDataset."""
@@ -255,9 +239,7 @@ class MixedDataset(Dataset):
             whole, part = divmod(count, len(member))
             rng = np.random.default_rng((seed, epoch, number))
             drawn = np.sort(rng.choice(len(member), part, replace=False))
-            chosen.append(
-                self._samples.starts[number] + np.concatenate([np.tile(np.arange(len(member)), whole), drawn])
-            )
+            chosen.append(self.samples.starts[number] + np.concatenate([np.tile(np.arange(len(member)), whole), drawn]))
         return np.concatenate(chosen)
 
 

@@ -22,6 +22,7 @@ from vlmtune.data.parallel import default_workers
 from vlmtune.data.plan_key import describe_difference, plan_key
 from vlmtune.data.planning import RowPlanner, file_state, plan_rows
 from vlmtune.data.sample_table import FileState, SampleTable, write_batches, writing
+from vlmtune.utils.disk import hash_file
 from vlmtune.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ class _StoredPlan:
             return self._reason_for_none()
         try:
             info = json.loads(self.info_path.read_text('utf-8'))
-            if info['sha256'] != _sha256(self.table_path):
+            if info['sha256'] != hash_file(self.table_path):
                 raise ValueError('its check sum is another')
             table = SampleTable(self.table_path, images_of=self.planner.images_of)
         except (OSError, ValueError, KeyError, TypeError) as error:  # Arrow's errors are ValueErrors
@@ -171,7 +172,7 @@ class _StoredPlan:
         new_table, new_info = (path.with_name(f'{path.name}.new') for path in (self.table_path, self.info_path))
         try:
             write_batches(new_table, batches, image_token=self.planner.image_token)
-            info = dict(parts=self.parts, sha256=_sha256(new_table))
+            info = dict(parts=self.parts, sha256=hash_file(new_table))
             with writing(self.info_path):
                 new_info.write_text(json.dumps(info, indent=1), 'utf-8')
                 os.replace(new_table, self.table_path)
@@ -191,11 +192,6 @@ def _used(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:  # removed by another process a moment ago
         return 0.0
-
-
-def _sha256(path: Path) -> str:
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _changed_image(table: SampleTable, root: Root) -> str | None:

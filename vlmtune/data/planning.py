@@ -3,7 +3,6 @@
 import functools
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
@@ -20,6 +19,7 @@ from vlmtune.data.sample_table import BAD, OK, OVERLONG, FileState, PlannedRow, 
 from vlmtune.data.sources import where
 from vlmtune.structures import IGNORE_INDEX, Conversation, ImageRef, ImageSize, Sample
 from vlmtune.utils.errors import ConfigError, DataError
+from vlmtune.utils.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,6 @@ Rows: TypeAlias = Sequence[Mapping[str, Any]]
 Overlong: TypeAlias = Literal['drop', 'truncate_turns', 'split', 'error']
 _MISSING = FileState(-1, -1)
 _KNOWN_FILES = 65_536  # image files that a process remembers the sizes of
-_PROGRESS = 5.0  # seconds between two lines of the log
 
 
 class _TooLong(DataError):
@@ -159,17 +158,12 @@ def plan_rows(planner: RowPlanner, *, workers: int) -> Iterator[pa.RecordBatch]:
     Raises:
         UserError: a mistake that is not a row's.
     """
-    count, done = len(planner.rows), 0
-    started = told = time.monotonic()
+    count = len(planner.rows)
+    progress = Progress('rows planned', total=count)
     for batch in map_chunks(planner, count, workers=workers):
         yield batch
-        done += batch.num_rows
-        now = time.monotonic()
-        if now - told > _PROGRESS and done < count:
-            told = now
-            logger.info('planned %s of %s rows, %s rows/s', f'{done:,}', f'{count:,}', f'{done / (now - started):,.0f}')
-    seconds = time.monotonic() - started
-    logger.info('planned %s rows in %.1f s', f'{count:,}', seconds)
+        progress.add(batch.num_rows)
+    logger.info('planned %s rows in %.1f s', f'{count:,}', progress.seconds)
 
 
 def _checked(sample: Sample, images: Sequence[ImageRef]) -> Sample:

@@ -33,7 +33,7 @@ from vlmtune.families import Family, find_family
 from vlmtune.layouts import find_source, native_view, read_config
 from vlmtune.ops import finish_images
 from vlmtune.registry import PROCESSORS
-from vlmtune.structures import IGNORE_INDEX, Conversation, ImageSize, Message, Sample, TextPart
+from vlmtune.structures import IGNORE_INDEX, Conversation, ImageSize, Message, Sample, TextPart, user_message
 from vlmtune.utils.errors import ConfigError, DataError, ModelError
 from vlmtune.utils.imports import import_name
 from vlmtune.utils.pretrained import load_pretrained, read_source_json
@@ -262,7 +262,7 @@ class Processor:
     def stop_token_ids(self, from_model: int | Sequence[int] | None = None) -> list[int]:
         """Tokens that end an answer: the model's, the tokenizer's, and the one the chat template closes a turn with."""
         ids = {from_model} if isinstance(from_model, int) else set(from_model or ())
-        probe = Conversation((Message('user', (TextPart('x'),)), Message('assistant', (TextPart('y'),))))
+        probe = Conversation((user_message('x'), Message('assistant', (TextPart('y'),))))
         labels = self.tokenize(probe).labels
         ids.add(int(labels[labels != IGNORE_INDEX][-1]))
         if self.tokenizer.eos_token_id is not None:

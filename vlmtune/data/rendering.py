@@ -14,7 +14,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from vlmtune.data.template_sandbox import BoundedEnvironment
-from vlmtune.structures import BoxPart, Conversation, ImagePart, Message, TextPart
+from vlmtune.structures import BoxPart, Conversation, ImagePart, Message, TextPart, user_message
 from vlmtune.utils.errors import DataError
 
 _MARK = re.compile('\ue000(\\d+)\ue001')
@@ -142,7 +142,7 @@ class ChatRenderer:
     def generation_prompt(self) -> str:
         """What the template writes to make the model answer, for example '<|im_start|>assistant\\n'."""
         if self._generation_prompt is None:
-            probe = [Message('user', (TextPart('x'),))]
+            probe = [user_message('x')]
             with_prompt = self._apply(probe, marks=False, add_generation_prompt=True)
             self._generation_prompt = with_prompt.removeprefix(
                 self._apply(probe, marks=False, add_generation_prompt=False)

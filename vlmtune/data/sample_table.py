@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from vlmtune.data.arrow_arrays import list_array, list_of, number_array, number_lists, numbers_of, text_array
+from vlmtune.data.indexed import Indexed
 from vlmtune.structures import IGNORE_INDEX, ImageRef, ImageSize, Sample
 from vlmtune.utils.errors import ConfigError
 
@@ -81,6 +82,16 @@ class BadSample:
     kind: str = 'bad'
     error: str = 'wrong_row'
     images: tuple[str, ...] = ()
+
+
+def paths_of(images: Iterable[ImageRef]) -> tuple[str, ...]:
+    """The paths of those images that are files, for ``BadSample.images``."""
+    return tuple(image.path for image in images if image.path is not None)
+
+
+def over_budget(bad: int, count: int, budget: float) -> bool:
+    """Whether more than the share ``budget`` of ``count`` rows are bad; unless it is 0, one always may be."""
+    return bad > (max(budget * count, 1) if budget else 0)
 
 
 # ---- writing
@@ -176,7 +187,7 @@ def writing(path: Path) -> Iterator[None]:
 # ---- reading
 
 
-class SampleTable(Sequence[Sample]):
+class SampleTable(Indexed[Sample]):
     """The samples of a table: its usable rows.
 
     Args:
@@ -225,14 +236,9 @@ class SampleTable(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        row = int(self.rows[range(len(self))[index]])
+    def at(self, index: int) -> Sample:
+        """One sample, unfolded."""
+        row = int(self.rows[index])
         batch, at = self._place(row)
         tokens, runs, learned, sizes = (
             list_of(batch.column(name), at) for name in ('tokens', 'image_runs', 'learned', 'image_sizes')

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, overload, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from vlmtune.data.file_rows import FileRows, Row, hash_of_file
+from vlmtune.data.indexed import Indexed
 from vlmtune.utils.errors import DataError
 from vlmtune.utils.hub import hub_answers, is_modelscope, modelscope_folder, why_no_answer
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _HUB_ID = re.compile(r'[\w-][\w.-]*(/[\w-][\w.-]*)?')
 
 
-class ListRows(Sequence[Row]):
+class ListRows(Indexed[Row]):
     """Rows in memory, with the lines they came from.
 
     Args:
@@ -45,11 +46,8 @@ class ListRows(Sequence[Row]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+    def at(self, index: int) -> Row:
+        """One row."""
         return self.rows[index]
 
     def where(self, index: int) -> str:
@@ -61,7 +59,7 @@ class ListRows(Sequence[Row]):
         return _hash_of_values(self.rows)
 
 
-class TableRows(Sequence[Row]):
+class TableRows(Indexed[Row]):
     """Rows of an Arrow table on disk, read one by one; images stay ``dict(bytes=, path=)``.
 
     Args:
@@ -77,18 +75,13 @@ class TableRows(Sequence[Row]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return self.dataset[index].to_pylist()
-        return self.dataset[int(index)].to_pylist()[0]
+    def at(self, index: int) -> Row:
+        """One row, read."""
+        return self.dataset[index].to_pylist()[0]
 
     def __iter__(self) -> Iterator[Row]:
         for start in range(0, len(self), 1000):
-            yield from self[start : start + 1000]
+            yield from self.dataset[start : start + 1000].to_pylist()
 
     def where(self, index: int) -> str:
         """``train.parquet[811]``."""

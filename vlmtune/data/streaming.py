@@ -20,7 +20,7 @@ from vlmtune.data.planning import Overlong, RowPlanner
 from vlmtune.data.processor import Processor
 from vlmtune.data.row_streams import RowStream, StreamedRows, StreamRow, open_stream
 from vlmtune.data.sample_loading import blank_images, load_images, to_tensors
-from vlmtune.data.sample_table import BAD, OK, PlannedRow
+from vlmtune.data.sample_table import BAD, OK, PlannedRow, over_budget, paths_of
 from vlmtune.data.workers import note_loading
 from vlmtune.registry import DATASETS, build_callable
 from vlmtune.structures import Conversation, Sample
@@ -62,7 +62,7 @@ class StreamingDataset(Dataset):
         rows: ``dict(type=stream_rows, path=...)``, or anything that can be iterated over again and again.
         processor, dataset_map_fn, template_map_fn, image_folder, max_length, overlong: as of SupervisedDataset.
         on_bad_sample: 'error' stops at the first bad row, when it is reached; 'skip' leaves it out and logs it.
-        bad_sample_budget: with 'skip', the share of the rows of a window that may be bad.
+        bad_sample_budget: with 'skip', the share of the rows of a window that may be bad; above 0, one always may.
         shuffle_window: rows that are planned, packed and shuffled among themselves.
         bad_samples_file: a .jsonl file to write what could not be used to, when it is reached;
             ranks of one run may name the same file.
@@ -145,7 +145,7 @@ class StreamingDataset(Dataset):
             else:
                 self._note(row, planned, kind='overlong')
                 overlong += 1
-        if bad > self.bad_sample_budget * len(rows):
+        if over_budget(bad, len(rows), self.bad_sample_budget):
             raise DataError(
                 f'{bad} of the {len(rows)} rows up to {rows[-1].where} are bad, more than '
                 f'bad_sample_budget={self.bad_sample_budget}; the log names them'
@@ -164,8 +164,7 @@ class StreamingDataset(Dataset):
         logger.warning('skipped a bad row: %s: %s', row.where, planned.reason)
 
     def _note(self, row: StreamRow, planned: PlannedRow, *, kind: str) -> None:
-        paths = tuple(image.path for image in planned.images if image.path is not None)
-        bad = BadSample(row.after[-1] - 1, row.where, planned.reason, kind, planned.error, paths)
+        bad = BadSample(row.after[-1] - 1, row.where, planned.reason, kind, planned.error, paths_of(planned.images))
         note_bad_sample(bad, file=self.bad_samples_file)
 
     def where(self, sample: StreamSample) -> str:
@@ -186,8 +185,7 @@ class StreamingDataset(Dataset):
         except DataError as error:
             if self.on_bad_sample == 'error':
                 raise DataError(f'{key.sample.where}: {error}', kind=error.kind) from error
-            paths = tuple(image.path for image in sample.images if image.path is not None)
-            place = (key.sample.row, key.sample.where)
+            place, paths = (key.sample.row, key.sample.where), paths_of(sample.images)
             note_bad_sample(BadSample(*place, str(error), 'undecodable', error.kind, paths), file=self.bad_samples_file)
             logger.warning('%s: %s; its images are blank and nothing of it is learned', key.sample.where, error)
             images, supervised = blank_images(sample), False

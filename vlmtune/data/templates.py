@@ -4,9 +4,8 @@ Each is a Jinja template that takes message contents as strings or as lists of p
 ``add_generation_prompt``. ``prompt_template = None`` in a recipe keeps the model's own template, which is the default.
 """
 
-import difflib
-
 from vlmtune.utils.errors import ConfigError
+from vlmtune.utils.suggest import did_you_mean
 
 # Writes one message's content; IMAGE is what the family's marker of an image is.
 _CONTENT = (
@@ -98,6 +97,5 @@ def find_template(name: str) -> str:
     """
     if name in TEMPLATES:
         return TEMPLATES[name]
-    near = difflib.get_close_matches(name, TEMPLATES, n=1)
-    hint = f', did you mean {near[0]!r}' if near else ''
+    hint = did_you_mean(name, TEMPLATES)
     raise ConfigError(f'prompt_template {name!r} does not exist{hint}; there are {", ".join(TEMPLATES)}, or None')

@@ -3,7 +3,7 @@
 import re
 from typing import TYPE_CHECKING
 
-from vlmtune.structures import Conversation, ImagePart, ImageRef, ImageSize, Message, TextPart
+from vlmtune.structures import Conversation, ImageRef, ImageSize, user_message
 from vlmtune.utils.errors import DataError, ModelError
 from vlmtune.utils.imports import import_name
 
@@ -43,7 +43,7 @@ def _in_template(processor: 'Processor') -> set[str]:
     if not processor.tokenizer.chat_template:
         return set()
     images = (ImageRef(path='x'),) if processor.family.has_vision else ()
-    question = Message('user', (*(ImagePart(i) for i in range(len(images))), TextPart('x')))
+    question = user_message('x', images=range(len(images)))
     try:
         rendered = processor.renderer.render(Conversation((question,), images), add_generation_prompt=True)
     except DataError:  # it wants other turns, and says so when it gets a conversation

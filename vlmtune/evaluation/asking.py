@@ -20,7 +20,7 @@ from vlmtune.evaluation.generation import Answer, answer_prompts, prompt_inputs
 from vlmtune.evaluation.prediction_file import PredictionRow
 from vlmtune.evaluation.questions import Question, Questions
 from vlmtune.structures import ImageRef
-from vlmtune.utils.errors import DataError, UserError
+from vlmtune.utils.errors import DataError, UserError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ def ask_or_explain(asker: Asker, batch: QuestionBatch, inputs: Mapping[str, Tens
     except RuntimeError as error:
         if not _is_out_of_memory(error):
             raise
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
     # Not inside the handler: the error holds on to all that the model had computed.
     raise PredictionError(_advice(asker, batch, reason))
 

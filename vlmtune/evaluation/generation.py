@@ -1,4 +1,4 @@
-"""Answers to many conversations, in batches, and the settings they can have.
+"""Answers to conversations, one by one or a batch together, and the settings they can have.
 
 Letters: B rows, L tokens.
 """
@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -19,6 +18,7 @@ from vlmtune.data import Processor
 from vlmtune.data.collate import join_images
 from vlmtune.data.images import load_image, read_image_size
 from vlmtune.evaluation.stopping import as_stop_strings, cut_at, stopping_criteria
+from vlmtune.models.modes import in_evaluation
 from vlmtune.structures import IGNORE_INDEX, Conversation, Sample
 from vlmtune.utils.errors import ConfigError, DataError
 from vlmtune.utils.suggest import did_you_mean
@@ -46,9 +46,9 @@ _NOT_FREE = dict(
 )
 
 
-def encode_prompt(processor: Processor, conversation: Conversation, *, image_root: Path | None = None) -> Sample:
+def encode_prompt(processor: Processor, conversation: Conversation) -> Sample:
     """The conversation as tokens, ending where the model has to answer."""
-    sizes = [read_image_size(image, root=image_root) for image in conversation.images]
+    sizes = [read_image_size(image) for image in conversation.images]
     return processor.tokenize(conversation, image_sizes=sizes, add_generation_prompt=True)
 
 
@@ -56,7 +56,6 @@ def prompt_inputs(
     processor: Processor,
     samples: Sequence[Sample],
     *,
-    image_root: Path | None = None,
     images: Sequence[Sequence[Image]] | None = None,
 ) -> dict[str, Tensor]:
     """Prompts of one batch, padded on the left.
@@ -64,7 +63,6 @@ def prompt_inputs(
     Args:
         processor: of the model.
         samples: the prompts.
-        image_root: root of relative image paths.
         images: those of each prompt; None reads them.
 
     Returns:
@@ -84,7 +82,7 @@ def prompt_inputs(
         labels = torch.full_like(ids, IGNORE_INDEX)  # the answer is still to come
         inputs |= processor.token_types(ids, labels)
     if images is None:
-        images = [[load_image(image, root=image_root) for image in sample.images] for sample in samples]
+        images = [[load_image(image) for image in sample.images] for sample in samples]
     pixels = [processor.image_inputs(own) for own in images]
     return {**inputs, **join_images(pixels, family=processor.family)}
 
@@ -110,15 +108,10 @@ def answering(model: nn.Module, *, autocast_dtype: torch.dtype | None = None) ->
         model: any.
         autocast_dtype: what to compute in where the weights are of several dtypes; None computes in the weights' own.
     """
-    modes = [(module, module.training) for module in model.modules()]
     device = next(model.parameters()).device
-    model.eval()
-    try:
-        with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype not in (None, torch.float32)):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    mixed = autocast_dtype not in (None, torch.float32)
+    with in_evaluation(model), torch.autocast(device.type, dtype=autocast_dtype, enabled=mixed):
+        yield
 
 
 @dataclass(frozen=True)
@@ -186,8 +179,6 @@ def generate(
     conversations: Sequence[Conversation],
     *,
     autocast_dtype: torch.dtype | None = None,
-    batch_size: int = 1,
-    image_root: Path | None = None,
     streamer: Any = None,
     stop_strings: str | Sequence[str] = (),
     should_stop: Callable[[], bool] | None = None,
@@ -202,30 +193,19 @@ def generate(
         processor: of the model.
         conversations: each ends with a user message.
         autocast_dtype: what to compute in where the weights are of several dtypes; None computes in the weights' own.
-        batch_size: prompts that are answered together; prompts of like length meet.
-        image_root: root of relative image paths.
-        streamer: of transformers; batch_size must be 1.
+        streamer: of transformers.
         stop_strings: texts that end an answer, which is cut before them.
         should_stop: asked after every token; True ends the answers that are being written.
         generation: settings of transformers' ``generate``; greedy unless ``do_sample`` is set.
 
     Raises:
         DataError: a conversation does not fit the chat template, or an image cannot be read.
-        ConfigError: a streamer and several rows.
     """
-    if streamer is not None and batch_size != 1:
-        raise ConfigError(f'answers can be streamed one at a time only, but batch_size is {batch_size}; set it to 1')
-    samples = [encode_prompt(processor, conversation, image_root=image_root) for conversation in conversations]
-    order = sorted(range(len(samples)), key=lambda i: len(samples[i]))
-    answers = [''] * len(samples)
+    samples = [encode_prompt(processor, conversation) for conversation in conversations]
     ending: dict[str, Any] = dict(streamer=streamer, stop_strings=stop_strings, should_stop=should_stop)
     with answering(model, autocast_dtype=autocast_dtype):
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            inputs = prompt_inputs(processor, [samples[i] for i in rows], image_root=image_root)
-            for i, answer in zip(rows, answer_prompts(model, processor, inputs, **ending, **generation), strict=True):
-                answers[i] = answer.text
-    return answers
+        inputs = (prompt_inputs(processor, [sample]) for sample in samples)
+        return [answer_prompts(model, processor, one, **ending, **generation)[0].text for one in inputs]
 
 
 def check_generation(settings: Mapping[str, Any], *, where: str) -> None:

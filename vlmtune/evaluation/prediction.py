@@ -16,12 +16,12 @@ from vlmtune.evaluation.batches import QuestionBatch, deal, fingerprint
 from vlmtune.evaluation.generation import answering
 from vlmtune.evaluation.prediction_file import PredictionFile, PredictionRow
 from vlmtune.evaluation.questions import Questions
+from vlmtune.utils.progress import Progress
 
 logger = logging.getLogger(__name__)
 
 MAX_NEW_TOKENS = 128
 """Tokens of an answer, where the settings do not say."""
-_PROGRESS = 10.0  # seconds between two lines of the log
 
 
 def predict(
@@ -143,7 +143,7 @@ def _answer_all(
     mine = [(batches[min(rank, len(batches) - 1)], rank < len(batches)) for batches in rounds]  # with its own, or along
     mine = [(batch, own) for batch, own in mine if own or synced]
     kept.open_part(rank)
-    progress = _Progress(sum(len(batch.questions) for batch, own in mine if own))
+    progress = Progress('questions answered', total=sum(len(batch.questions) for batch, own in mine if own))
     with answering(asker.model, autocast_dtype=autocast_dtype), ThreadPoolExecutor(1) as loading:
         coming: Future | None = loading.submit(asker.load, mine[0][0]) if mine else None
         for i, (batch, own) in enumerate(mine):
@@ -165,20 +165,3 @@ def _answer_all(
             kept.add(rows)
             progress.add(len(batch.questions))
             yield from rows
-
-
-class _Progress:
-    """Says from time to time how far it is."""
-
-    def __init__(self, count: int) -> None:
-        self.count, self.done = count, 0
-        self._started = self._told = time.monotonic()
-
-    def add(self, count: int) -> None:
-        self.done += count
-        now = time.monotonic()
-        if now - self._told > _PROGRESS and self.done < self.count:
-            self._told = now
-            rate = self.done / (now - self._started)
-            left = (self.count - self.done) / rate
-            logger.info('answered %d of %d, %.2f/s, about %.0f s left', self.done, self.count, rate, left)

@@ -3,16 +3,17 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, overload
+from typing import Any
 
 from vlmtune.data import Processor
 from vlmtune.data.boxes import write_boxes
 from vlmtune.data.dataset_configs import members, open_rows
 from vlmtune.data.downloads import download
 from vlmtune.data.images import Root, read_image_size
+from vlmtune.data.indexed import Indexed
 from vlmtune.data.map_fns.turns import questions_allowed
 from vlmtune.data.parallel import default_workers, map_chunks
-from vlmtune.data.sample_table import BadSample
+from vlmtune.data.sample_table import BadSample, over_budget, paths_of
 from vlmtune.data.sources import where
 from vlmtune.registry import build_callable
 from vlmtune.structures import Conversation, ImageRef, Sample
@@ -52,7 +53,7 @@ class Question:
         return self.conversation.messages[-1].text
 
 
-class Questions(Sequence[Question]):
+class Questions(Indexed[Question]):
     """The questions of a data set, in the order of its rows.
 
     Args:
@@ -90,11 +91,8 @@ class Questions(Sequence[Question]):
     def __len__(self) -> int:
         return len(self.questions)
 
-    @overload
-    def __getitem__(self, index: int) -> Question: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Question]: ...
-    def __getitem__(self, index: int | slice) -> Question | list[Question]:
+    def at(self, index: int) -> Question:
+        """One question."""
         return self.questions[index]
 
     @property
@@ -114,8 +112,7 @@ class Questions(Sequence[Question]):
         if problem.index in self._bad:
             return
         self._bad[problem.index] = problem
-        share = self.bad_sample_budget * self.row_count
-        if len(self._bad) > (max(share, 1) if share else 0):  # of few rows, one
+        if over_budget(len(self._bad), self.row_count, self.bad_sample_budget):
             raise DataError(
                 f'{len(self._bad)} of {self.row_count} rows are bad, more than '
                 f'bad_sample_budget={self.bad_sample_budget}; the last is {text}'
@@ -194,8 +191,7 @@ class _Asker:
             images = whole.images
             return self._question(values, whole, index=self.first + row, place=place)
         except DataError as error:
-            paths = tuple(image.path for image in images if image.path is not None)
-            return BadSample(self.first + row, place, str(error), 'bad', error.kind, paths)
+            return BadSample(self.first + row, place, str(error), 'bad', error.kind, paths_of(images))
         except Exception as error:
             error.add_note(f'while asking sample {row} ({place})')
             raise

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.apps.data.conftest import report_of
 from vlmtune.apps.data.check_data import check_data
-from vlmtune.apps.data.data_problems import ERROR_KINDS, Problem, Progress
+from vlmtune.apps.data.data_problems import ERROR_KINDS, Problem
 from vlmtune.apps.data.file_checks import check_files
 from vlmtune.apps.data.image_checks import check_image
 from vlmtune.apps.train import train
@@ -202,19 +202,3 @@ def test_a_file_that_was_cut_off_anywhere_is_found_and_a_whole_one_is_not(tmp_pa
         cut = whole[: int(len(whole) * share)]
         with pytest.raises(DataError, match='cannot be read|not an image'):
             check_image(ImageRef(data=cut), root=None, decode=False)
-
-
-def test_progress_is_told_every_few_seconds(monkeypatch, caplog):
-    now = [0.0]
-    monkeypatch.setattr('time.monotonic', lambda: now[0])
-    progress = Progress('rows checked', total=20_000)
-    with caplog.at_level('INFO', logger='vlmtune'):
-        for done in range(0, 20_001, 1000):
-            progress.reached(done)
-            now[0] += 1
-    assert caplog.messages == [
-        'rows checked: 5,000 of 20,000',
-        'rows checked: 10,000 of 20,000',
-        'rows checked: 15,000 of 20,000',
-        'rows checked: 20,000 of 20,000',
-    ]

@@ -9,6 +9,7 @@ from mmengine.config import Config
 
 from vlmtune.apps.data.check_report import CheckReport, as_dict, as_text
 from vlmtune.apps.data.file_checks import check_files
+from vlmtune.apps.data.held_out import check_held_out
 from vlmtune.apps.data.token_checks import add_token_problems, measure_tokens
 from vlmtune.apps.data.train_data import (
     DataPart,
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 def check_data(
     config: str, *, overrides: Mapping[str, Any] | None = None, as_json: bool = False, decode: bool = False
 ) -> int:
-    """Check every row and every image of a config's training data; prints a report.
+    """Check every row and every image of a config's training data, and open its held-out rows; prints a report.
 
     Files are checked without model or tokenizer. Tokens are counted where those can be loaded. Nothing is written but
     the plan cache that the config names, which a run then finds.
@@ -79,3 +80,4 @@ def _check_tokens(cfg: Config, parts: list[DataPart], report: CheckReport) -> No
         report.tokens = measure_tokens(cfg, parts, dataset, processor=processor)
     except UserError as error:
         report.stops = str(error)
+    report.held_out = check_held_out(cfg, processor=processor)

@@ -1,11 +1,13 @@
 """The report of ``vlmtune check-data``, as a document and as tables."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vlmtune.apps.data.alternatives import Alternatives
+from vlmtune.apps.data.crops import LOST
 from vlmtune.apps.data.data_problems import ERROR_KINDS, KINDS, WARNING_KINDS, DataSetReport, Problem
+from vlmtune.apps.data.held_out import HeldOut
 from vlmtune.apps.data.token_checks import SAMPLED, TokenReport
 
 _PLACES = 5  # named of each kind
@@ -19,6 +21,7 @@ class CheckReport:
     Attributes:
         config: as it was given.
         data_sets: one for each data set of the config.
+        held_out: the rows of validation and test, where the config has some and its processor can be loaded.
         tokens: what an epoch costs.
         tokens_not_run: why tokens were not looked at.
         stops: why a run would stop before its first step, though bad rows are skipped.
@@ -26,6 +29,7 @@ class CheckReport:
 
     config: str
     data_sets: list[DataSetReport]
+    held_out: list[HeldOut] = field(default_factory=list)
     tokens: TokenReport | None = None
     tokens_not_run: str | None = None
     stops: str | None = None
@@ -33,7 +37,17 @@ class CheckReport:
     @property
     def has_errors(self) -> bool:
         """Whether something must be mended."""
-        return self.stops is not None or self.count(ERROR_KINDS) > 0
+        return self.stops is not None or self.errors > 0
+
+    @property
+    def errors(self) -> int:
+        """Rows that must be mended, and held-out data that a run would stop at."""
+        return self.count(ERROR_KINDS) + sum(part.stops is not None for part in self.held_out)
+
+    @property
+    def warnings(self) -> int:
+        """What is not wrong but may not be meant."""
+        return self.count(WARNING_KINDS) + (self.tokens is not None and self.tokens.crops is not None)
 
     def count(self, kinds: Any) -> int:
         """Problems of these kinds in all data sets."""
@@ -45,10 +59,11 @@ def as_dict(report: CheckReport) -> dict[str, Any]:
     return dict(
         config=report.config,
         ok=not report.has_errors,
-        errors=report.count(ERROR_KINDS),
-        warnings=report.count(WARNING_KINDS),
+        errors=report.errors,
+        warnings=report.warnings,
         stops=report.stops,
         data_sets=[_data_set_as_dict(data_set) for data_set in report.data_sets],
+        held_out=[asdict(part) for part in report.held_out],
         tokens=None if report.tokens is None else asdict(report.tokens),
         tokens_not_run=report.tokens_not_run,
     )
@@ -72,12 +87,13 @@ def as_text(report: CheckReport) -> str:
         lines += [*_data_set_lines(data_set), '']
     if report.tokens is not None:
         lines += [*_token_lines(report.tokens), '']
+    if report.held_out:
+        lines += [*map(_held_out_line, report.held_out), '']
     if report.tokens_not_run is not None:
         lines += [f'token checks were not run: {report.tokens_not_run}', '']
     if report.stops is not None:
         lines += [f'a run would stop: {report.stops}', '']
-    errors, warnings = report.count(ERROR_KINDS), report.count(WARNING_KINDS)
-    return '\n'.join([*lines, f'{errors:,} errors, {warnings:,} warnings'])
+    return '\n'.join([*lines, f'{report.errors:,} errors, {report.warnings:,} warnings'])
 
 
 def _data_set_lines(data_set: DataSetReport) -> Iterator[str]:
@@ -94,12 +110,23 @@ def _places(problems: list[Problem]) -> str:
     return ', '.join(problem.where for problem in problems[:_PLACES]) + more
 
 
+def _held_out_line(part: HeldOut) -> str:
+    if part.stops is not None:
+        return f'{part.name}: error: a run would stop: {part.stops}'
+    return f'{part.name}: {part.rows:,} rows, {part.questions:,} questions, {part.bad:,} rows left out'
+
+
 def _token_lines(tokens: TokenReport) -> Iterator[str]:
     about = 'about ' if tokens.samples > SAMPLED else ''
     yield (
         f'an epoch: {tokens.samples:,} samples, {tokens.tokens:,} tokens, {tokens.supervised:,} of them learned, '
         f'{about}{tokens.image_tokens:,} of images'
     )
+    if tokens.crops is not None:
+        yield (
+            f'warning: {about}{tokens.crops.share:.0%} of the pictures lose more than {LOST:.0%} of their area to the '
+            f'crop of the image processor; in processor, {tokens.crops.setting} shows them whole'
+        )
     if tokens.truncated:
         yield f'{tokens.truncated:,} samples were shortened by whole turns to fit max_length'
     what = 'packs' if tokens.packed else 'batches'

@@ -1,13 +1,9 @@
 """What ``vlmtune check-data`` finds wrong, row by row."""
 
-import logging
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vlmtune.utils.errors import DATA_ERROR_KINDS
-
-logger = logging.getLogger(__name__)
 
 WARNING_KINDS: Mapping[str, str] = {
     'overlong': 'sample is longer than max_length and is dropped',
@@ -21,8 +17,6 @@ ERROR_KINDS: Mapping[str, str] = {
 }
 """Problems that make the exit code 1."""
 KINDS: Mapping[str, str] = {**ERROR_KINDS, **WARNING_KINDS}
-
-_SECONDS = 5.0  # between two lines of progress
 
 
 @dataclass(frozen=True)
@@ -53,17 +47,3 @@ class DataSetReport:
     def count(self, kinds: Mapping[str, str]) -> int:
         """How many problems are of one of ``kinds``."""
         return sum(problem.kind in kinds for problem in self.problems)
-
-
-class Progress:
-    """Logs how far a long walk has come, every few seconds."""
-
-    def __init__(self, what: str, *, total: int) -> None:
-        self.what, self.total = what, total
-        self._last = time.monotonic()
-
-    def reached(self, done: int) -> None:
-        """``done`` of ``total`` are behind us."""
-        if time.monotonic() - self._last >= _SECONDS:
-            self._last = time.monotonic()
-            logger.info('%s: %s of %s', self.what, f'{done:,}', f'{self.total:,}')

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vlmtune.apps.data.data_problems import DataSetReport, Problem, Progress
+from vlmtune.apps.data.data_problems import DataSetReport, Problem
 from vlmtune.apps.data.image_checks import check_image
 from vlmtune.data.boxes import pixel_boxes
 from vlmtune.data.downloads import download
@@ -17,6 +17,7 @@ from vlmtune.data.parallel import default_workers, map_chunks
 from vlmtune.data.sources import where
 from vlmtune.structures import BoxPart, Conversation, ImageRef, ImageSize
 from vlmtune.utils.errors import DataError, UserError
+from vlmtune.utils.progress import Progress
 
 _HASH_BYTES = 16
 
@@ -41,15 +42,14 @@ def check_files(
     report = DataSetReport(name=str(getattr(rows, 'name', 'rows')), rows=len(rows))
     checker = _Checker(rows, map_row, image_folder=image_folder, decode=decode)
     processes = default_workers(len(rows)) if workers is None else workers
-    progress, done = Progress(f'{report.name}: rows checked', total=len(rows)), 0
+    progress = Progress(f'{report.name}: rows checked', total=len(rows))
     hashed, hashes = [np.empty(0, np.int64)], [np.empty((0, 2), np.uint64)]
     for chunk in map_chunks(checker, len(rows), workers=processes):
         report.problems += chunk.problems
         report.images += chunk.images
         hashed.append(np.array(chunk.hashed, dtype=np.int64))
         hashes.append(np.frombuffer(chunk.hashes, dtype=np.uint64).reshape(-1, 2))
-        done += chunk.rows
-        progress.reached(done)
+        progress.add(chunk.rows)
     report.problems += _duplicates(rows, np.concatenate(hashed), np.concatenate(hashes))
     return report
 

@@ -7,10 +7,12 @@ import numpy as np
 from mmengine.config import Config
 
 from vlmtune.apps.data.alternatives import Alternatives, Room, Shape, image_limits, max_lengths
+from vlmtune.apps.data.crops import Crops, find_crops
 from vlmtune.apps.data.data_problems import ERROR_KINDS, DataSetReport, Problem
 from vlmtune.apps.data.train_data import DataPart, build_loader, members_of
 from vlmtune.data import MixedDataset, Processor, SupervisedDataset
 from vlmtune.data.images import read_image_size
+from vlmtune.engine.worst_pack import is_packed, summarise_plan
 
 SAMPLED = 2000
 """Samples from which the cost of other limits is estimated; up to so many, it is exact."""
@@ -38,6 +40,7 @@ class TokenReport:
         packs: packs or batches.
         density: share of the tokens in them that are of samples, not padding or left free.
         steps: optimizer steps of one process.
+        crops: what the image processor cuts away; as ``image_tokens`` an estimate.
     """
 
     samples: int
@@ -51,6 +54,7 @@ class TokenReport:
     packs: int
     density: float
     steps: int
+    crops: Crops | None
     alternatives: list[Alternatives]
 
 
@@ -84,9 +88,7 @@ def measure_tokens(
         UserError: the samples do not make one optimizer step, or the loader's settings are wrong.
     """
     loader = build_loader(cfg, dataset)
-    sampler = loader.batch_sampler
-    packs: list[list[int]] = sampler.plan  # type: ignore[union-attr]
-    packed = bool(cfg.train_dataloader.get('pack_to_max_length', False))
+    plan, packed = summarise_plan(loader, steps=len(loader)), is_packed(loader)
     epoch = dataset.epoch_samples(seed=cfg.randomness.seed, epoch=0)
     lengths = dataset.lengths[epoch]
     shapes = sample_shapes(parts, dataset, epoch=epoch, processor=processor)
@@ -104,9 +106,10 @@ def measure_tokens(
         longest=int(lengths.max()),
         histogram=_histogram(lengths),
         packed=packed,
-        packs=len(packs),
-        density=_density(packs, dataset.lengths, room=dataset.max_length if packed else None),
-        steps=len(loader),
+        packs=plan.packs,
+        density=plan.density,
+        steps=plan.first_steps,
+        crops=find_crops(processor, [size for shape in shapes if shape.planned for size in shape.sizes]),
         alternatives=[
             max_lengths(shapes, room=room),
             *image_limits(shapes, processor=processor, room=room),
@@ -119,13 +122,6 @@ def _histogram(lengths: np.ndarray) -> list[Bar]:
     counts = np.bincount((lengths - 1) // width, minlength=1)
     longest = int(lengths.max())
     return [Bar(i * width + 1, min((i + 1) * width, longest), int(count)) for i, count in enumerate(counts)]
-
-
-def _density(packs: Sequence[Sequence[int]], lengths: np.ndarray, *, room: int | None) -> float:
-    """Args: ``room``: tokens of a pack; None where rows are padded to the longest of their batch."""
-    used = sum(int(lengths[pack].sum()) for pack in packs)
-    taken = sum(room if room is not None else int(lengths[pack].max()) * len(pack) for pack in packs)
-    return used / taken
 
 
 def sample_shapes(
