@@ -1,17 +1,21 @@
 """LLaVA from parts as its users go: a projector first, then instructions in 4 bits, one plain model at the end."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from vlmtune.apps.chat.answering import load_answerer
 from vlmtune.apps.export.convert import pth_to_hf
+from vlmtune.apps.tested_model import load_tested
 from vlmtune.cli import main
 from vlmtune.config import load_config
 from vlmtune.data import Processor
@@ -130,6 +134,22 @@ def test_the_files_beside_its_weights(flow: Flow, tmp_path: Path):
     card = (out / 'README.md').read_text(encoding='utf-8')
     assert ' + clip' in card
     assert 'vlmtune-llava-' not in card
+
+
+def test_answers_to_test_are_those_of_one_projector(flow: Flow, tmp_path: Path):
+    """What ``vlmtune test`` knows a model by changes with each file that ``pretrained_pth`` may name."""
+    folder, file = tmp_path / 'folder', tmp_path / 'mm_projector.bin'
+    shutil.copytree(flow.root / FIRST, folder)
+    inside = folder / 'iter_1.pth' / 'model.safetensors'
+    learned = load_file(inside)
+    places = {'linear_1': 'model.mm_projector.0', 'linear_2': 'model.mm_projector.2'}
+    torch.save({f'{places[name.split(".")[-2]]}.{name.split(".")[-1]}': learned[name] for name in learned}, file)
+    for named, changed in ((folder, inside), (file, file)):
+        parts = {**trained_parts(flow), 'pretrained_pth': str(named)}
+        key = load_tested(Config(dict(processor={})), parts).key
+        assert load_tested(Config(dict(processor={})), parts).key == key
+        os.utime(changed, ns=(0, 0))
+        assert load_tested(Config(dict(processor={})), parts).key != key
 
 
 def test_there_is_no_original_to_write(flow: Flow, tmp_path: Path):

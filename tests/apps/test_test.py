@@ -176,7 +176,7 @@ def test_without_an_evaluator_there_are_answers_and_no_scores(trained_run, work)
 @pytest.mark.parametrize(
     ('checkpoint', 'said'),
     [
-        ('gone.pth', 'checkpoint .*gone.pth does not exist as vlmtune writes it'),
+        ('gone.pth', 'gone.pth does not exist; expected the directory iter_N.pth of a checkpoint'),
         ('damaged', 'model.safetensors was changed or damaged|has .* bytes, expected'),
     ],
 )
@@ -230,7 +230,21 @@ def test_two_processes_answer_as_one(trained_run, work, warm_ranks):
     assert (result['metrics'], result['processes'], result['samples']) == (scores, 2, 5)
     failed = warm_ranks.run(2, app='vlmtune.apps.test.evaluate', **{**options, 'checkpoint': str(work / 'gone.pth')})
     assert failed.codes == [1, 1]
-    assert all('does not exist as vlmtune writes it' in said for said in failed.said)
+    assert all('expected the directory iter_N.pth of a checkpoint' in said for said in failed.said)
+
+
+def test_ctrl_c_of_one_process_is_told_to_the_others(trained_run, work, warm_ranks):
+    run = trained_run('llava', llm='lora', projector='full', vision_encoder='frozen')
+    config = write_config(work, run, llm='lora', projector='full', vision_encoder='frozen')
+    (work / 'pressing.py').write_text(
+        'import os\nfrom vlmtune.data import llava_map_fn\n\n\ndef pressed(row):\n'
+        "    if os.environ['RANK'] == '1':\n        raise KeyboardInterrupt\n    return llava_map_fn(row)\n"
+    )
+    text = (work / config).read_text().replace('llava_map_fn', 'pressed')
+    (work / config).write_text('from pressing import pressed\n' + text.replace('pressed, load_rows', 'load_rows'))
+    ended = warm_ranks.run(2, app='vlmtune.apps.test.evaluate', config=str(work / config), checkpoint=run.checkpoint)
+    assert ended.codes == [1, 1]
+    assert 'RankFailed: rank 1 failed: KeyboardInterrupt\n' in ended.said[0], ended.said
 
 
 def test_every_option_reaches_the_processes():

@@ -22,7 +22,7 @@ from vlmtune.engine.flops import ModelFlops
 from vlmtune.engine.memory import Load, MemoryModel
 from vlmtune.engine.sharded_loading import sharded_weights
 from vlmtune.models import SupervisedFinetune
-from vlmtune.models.sharded import gathered, is_sharded, logical_size
+from vlmtune.models.sharded import gathered, is_sharded, logical_shape
 from vlmtune.testing import write_tiny_model
 
 FOLDER = Path(sys.argv[1])
@@ -70,7 +70,7 @@ def memory_of_loading():
     peaks = []
     with peak_memory(peaks):
         model = load('large', tune=dict(llm='full'))
-    sizes = [4 * logical_size(p) for p in model.parameters()]
+    sizes = [4 * logical_shape(p).numel() for p in model.parameters()]
     del model
     gc.collect()
     dist.barrier()

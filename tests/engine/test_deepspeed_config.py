@@ -176,7 +176,7 @@ def test_a_run_is_checked_before_anything_is_loaded(tmp_path):
             r'zero4: not a preset \(zero1, zero2, zero2_offload, zero3, zero3_offload\) and not a json file',
         ),
         ('a.json', '{', 'a.json is not valid json'),
-        ('a.json', '[1]', 'a.json holds list, expected an object'),
+        ('a.json', '[1]', 'a.json holds a list, expected an object'),
     ],
 )
 def test_what_cannot_be_read(name, content, message, tmp_path):

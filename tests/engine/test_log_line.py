@@ -52,7 +52,8 @@ def test_a_run_logs_lines_and_its_files_hold_every_scalar(run):
     visualizer = dict(type='mmengine.visualization.Visualizer', vis_backends=[backend])
     work_dir = run('done', max_epochs=1, visualizer=visualizer, **{'log_processor.window_size': 2})
     (log,) = work_dir.glob('*/*.log')
-    (last,) = re.findall(r'INFO - (step 5/5 .*)', log.read_text())
+    (last,) = re.findall(r'^\d\d/\d\d [\d:]{8} - vlmtune - INFO - (step 5/5 .*)', log.read_text(), re.MULTILINE)
+    assert 'mmengine - ' not in log.read_text()
     assert re.search(r'tokens/s \(.* learned\)  .* s: data \d+% vision \d+% llm \d+% optimizer \d+%', last)
     (metrics,) = work_dir.glob('*/metrics.jsonl')
     fourth, fifth = [json.loads(line) for line in metrics.read_text().splitlines()][-2:]

@@ -67,10 +67,10 @@ def test_a_manifest_that_was_changed_is_named(changes, message, target):
 
 
 def test_what_is_not_there_or_is_a_file(tmp_path):
-    with pytest.raises(CheckpointError, match=r'checkpoint /.*/iter_1.pth does not exist'):
+    with pytest.raises(CheckpointError, match=r'/.*/iter_1.pth does not exist'):
         verify(tmp_path / 'iter_1.pth')
     (tmp_path / 'iter_1.pth').write_bytes(b'pickle')
-    with pytest.raises(CheckpointError, match=r'iter_1.pth is a file, expected a directory as vlmtune writes it'):
+    with pytest.raises(CheckpointError, match=r'is a file; expected the directory iter_N.pth'):
         verify(tmp_path / 'iter_1.pth')
 
 

@@ -93,6 +93,20 @@ def test_a_hook_that_would_never_be_called_is_told_before_the_data(run):
         run('unheard', data_path='/no/data.json', custom_hooks=[dict(type=OnlyWhereNobodyCalls)])
 
 
+class Counted(Hook):
+    """Notes how often one was built."""
+
+    built = 0
+
+    def __init__(self):
+        Counted.built += 1
+
+
+def test_a_hook_is_built_once(run):
+    run('once', max_steps=1, max_epochs=None, custom_hooks=[dict(type=f'{__name__}.Counted')])
+    assert Counted.built == 1
+
+
 def test_a_hook_that_is_called_in_part_is_told_and_others_are_not(caplog):
     check_called(EmptyCacheHook())
     assert not caplog.text

@@ -10,7 +10,7 @@ import pytest
 
 from vlmtune.config import load_config
 from vlmtune.engine.precheck import check_settings
-from vlmtune.engine.sharded_loading import shards_weights
+from vlmtune.engine.sharded_loading import needs_images_everywhere
 from vlmtune.utils.errors import ConfigError
 
 
@@ -41,15 +41,10 @@ def test_refused_before_data_is_read(changes, message, write_recipe, tmp_path):
             check_settings(cfg)
 
 
-def test_which_strategies_shard_weights():
-    assert not shards_weights(None)
-    assert not shards_weights(dict(type='vlmtune.engine.DDPStrategy'))
-    assert [
-        name for name in ('zero1', 'zero2', 'zero2_offload', 'zero3', 'zero3_offload') if shards_weights(strategy(name))
-    ] == [
-        'zero3',
-        'zero3_offload',
-    ]
+def test_which_strategies_need_images_in_every_batch():
+    assert not needs_images_everywhere(None)
+    assert not needs_images_everywhere(dict(type='vlmtune.engine.DDPStrategy'))
+    assert all(needs_images_everywhere(strategy(name)) for name in ('zero1', 'zero2_offload', 'deepspeed_zero3'))
 
 
 @pytest.fixture(scope='module')

@@ -75,6 +75,16 @@ def test_what_was_downloaded_is_there_when_the_hub_is_not(hub, monkeypatch, knoc
     assert knocks == [('127.0.0.1', 9)]
 
 
+def test_a_model_that_is_cached_at_one_commit_only(hub, monkeypatch):
+    commit = '0' * 39 + '1'
+    read_config('me/tiny', revision=commit)
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    hubs.hub_answers.cache_clear()
+    assert read_config('me/tiny', revision=commit).model_type == 'llama'
+    with pytest.raises(ModelError, match='as a hub id it is not in the cache, and HF_HUB_OFFLINE is set'):
+        read_config('me/tiny')
+
+
 @pytest.mark.slow
 def test_the_variable_of_a_mirror(hub):
     code = 'from vlmtune.layouts import read_config; print(read_config("me/tiny").model_type)'
@@ -106,6 +116,17 @@ def test_a_hub_that_must_not_be_asked(no_hub, monkeypatch):
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
     with pytest.raises(ModelError, match='HF_HUB_OFFLINE is set, so the hub was not asked'):
         read_config('models/mine')
+
+
+@pytest.mark.parametrize('name', ['~/gone', './gone', '../gone', '/gone', 'gone', 'gone/', 'runs/1/gone'])
+def test_a_path_that_is_gone_is_no_hub_id(name, no_hub, knocks):
+    assert not hubs.looks_like_id(name)
+    with pytest.raises(ModelError, match='no model at /'):
+        read_config(name)
+    with pytest.raises(UserError, match='no adapter at '):
+        find_adapter(name)
+    assert knocks == []
+    assert hubs.looks_like_id('models/gone')
 
 
 def test_a_name_that_is_none(no_hub):
@@ -185,9 +206,12 @@ def test_without_its_client(monkeypatch):
         read_config('modelscope://me/tiny')
 
 
-def test_a_reachable_hub_without_the_model(hub):
+def test_a_reachable_hub_without_the_model(hub, monkeypatch):
     with pytest.raises(ModelError, match=r'cannot load me/gone \(no folder here, so taken for a hub id\)'):
         load_pretrained(SimpleNamespace(__name__='AutoConfig', from_pretrained=_refuse), 'me/gone')
+    monkeypatch.setattr('vlmtune.utils.pretrained.hf_hub_download', _refuse)
+    with pytest.raises(ModelError, match=r'cannot load me/gone \(no folder .* hub id\): no such repository$'):
+        read_config('me/gone')
 
 
 def _refuse(*args, **kwargs):

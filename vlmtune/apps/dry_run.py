@@ -7,7 +7,7 @@ from mmengine.dist import get_dist_info
 
 from vlmtune.apps.parts_table import parts_table
 from vlmtune.data import StepDataLoader
-from vlmtune.engine.deepspeed_config import read_config
+from vlmtune.engine.deepspeed_config import config_of
 from vlmtune.engine.hooks.dataset_info import describe_data
 from vlmtune.engine.loops import count_steps
 from vlmtune.engine.memory import Load, MemoryEstimate, MemoryModel, Sharding, state_bytes_per_weight
@@ -31,7 +31,7 @@ def dry_run(cfg: Config) -> None:
     processor, loader = build_data(cfg)
     model = build_model(cfg, processor=processor, device='meta')
     rank, ranks = get_dist_info()
-    sharding = Sharding.from_deepspeed(_deepspeed_config(cfg), ranks=ranks)
+    sharding = Sharding.from_deepspeed(config_of(cfg.get('strategy')), ranks=ranks)
     memory = MemoryModel(model, state_bytes=state_bytes_per_weight(cfg.optim_wrapper.optimizer), sharding=sharding)
     said = ['parts\n' + parts_table(model.report(), lr=cfg.optim_wrapper.optimizer.lr)]
     if hasattr(loader.dataset, 'lengths'):
@@ -98,8 +98,3 @@ def _run_worst_pack(cfg: Config, *, sharded: bool, **options: Any) -> str:
         f'the hardest pack ran on {device} in {ran.seconds:.2f} s, loss {ran.loss:.3f}; '
         f'peak memory {ran.peak_mib / 1024:.2f} of {device_memory(device) / _GIB:.2f} GiB'
     )
-
-
-def _deepspeed_config(cfg: Config) -> dict[str, Any]:
-    config = (cfg.get('strategy') or {}).get('config')
-    return {} if config is None else read_config(config)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from vlmtune.apps.data.train_data import build_dataset, build_processor, members_of, open_parts, read_data_config
 from vlmtune.apps.export.adapters import refuse_checkpoint
@@ -80,7 +80,8 @@ def serve(
     if not 1 <= port <= 65535:
         raise ConfigError(f'--port {port}: expected 1 to 65535')
     folder = _servable(directory)
-    command = _commands[engine](folder, host=host, port=port, config=config, new_tokens=max_new_tokens, options=options)
+    make = _vllm_command if engine == 'vllm' else _transformers_command
+    command = make(folder, host=host, port=port, config=config, new_tokens=max_new_tokens, options=options)
     if show:
         print(shlex.join(command))
         return 0
@@ -173,9 +174,6 @@ def _vllm_command(
     if limits := _pixel_limits(folder, family):
         command += ['--mm-processor-kwargs', json.dumps(limits)]
     return [*command, *options]
-
-
-_commands: dict[Engine, Any] = {'transformers': _transformers_command, 'vllm': _vllm_command}
 
 
 def room_of(config: str, *, new_tokens: int) -> Room:

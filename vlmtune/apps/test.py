@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from vlmtune.apps.export.trained import data_names
 from vlmtune.apps.tested_model import TestedModel, load_tested, load_tested_processor, open_tested
 from vlmtune.config import config_mistakes, load_config
 from vlmtune.engine import ranks
-from vlmtune.engine.ranks import DEFAULT_BOUNDS
+from vlmtune.engine.group import in_group, read_together
 from vlmtune.engine.run_layout import PREDICTIONS_FILE, RESULT_FILE, TEST_FOLDER
-from vlmtune.engine.setup import Launcher, bounds_of, init_distributed, leave_distributed
+from vlmtune.engine.setup import Launcher
 from vlmtune.engine.work_dir_lock import only_run_in
 from vlmtune.evaluation import Evaluator, Questions, open_questions, predict
 from vlmtune.evaluation.prediction_file import PredictionRow, write_rows
@@ -82,8 +82,8 @@ def evaluate(
         UserError: anything that the user can mend.
     """
     read = partial(read_test_config, config, overrides=overrides)
-    try:
-        cfg = _start(read, launcher=launcher)
+    with in_group():
+        cfg = read_together(read, launcher=launcher)
         base = (cfg.model or {}).get('pretrained_model_name_or_path')
         chosen = base if checkpoint is None else checkpoint
         folder = Path(out or Path(work_dir or cfg.work_dir, TEST_FOLDER, _name_of(checkpoint))).expanduser()
@@ -91,33 +91,7 @@ def evaluate(
         limit = limit or (cfg.get('test_cfg') or {}).get('limit')
         data = list(data_names(cfg.test_dataloader))
         about = dict(config=config, checkpoint=str(chosen), data=data, limit=limit, batch_size=size)
-        scores = _run(cfg, chosen, folder=folder, limit=limit, about=about)
-    except Exception as error:
-        ranks.tell(error)
-        ranks.linger(speaks=not getattr(error, 'told_by_first_rank', False))
-        if not ranks.several():  # the connections to other ranks may wait for what never comes
-            leave_distributed()
-        raise
-    leave_distributed()
-    return scores
-
-
-def _start(read: Callable[[], Config], *, launcher: Launcher) -> Config:
-    """Read the config, join the other ranks, and tell once what is wrong with it."""
-    failure: Exception | None = None
-    cfg, bounds = Config(), DEFAULT_BOUNDS
-    try:
-        cfg = read()
-        bounds = bounds_of(cfg)
-    except Exception as error:
-        if launcher == 'none':
-            raise
-        failure = error
-    init_distributed(launcher, bounds=bounds)
-    with ranks.together('reading the config'):
-        if failure is not None:
-            raise failure
-    return cfg
+        return _run(cfg, chosen, folder=folder, limit=limit, about=about)
 
 
 def _name_of(checkpoint: str | None) -> str:
@@ -159,7 +133,8 @@ def _ask(
             rows = _answers(
                 tested, questions, evaluator, file=folder / PREDICTIONS_FILE, batch_size=about['batch_size']
             )
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
+            ranks.tell(error)
             raise Stopped(
                 f'interrupted; what is answered stays in {folder}, and the same command goes on with it', exit_code=130
             ) from None

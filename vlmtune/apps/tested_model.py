@@ -102,11 +102,14 @@ def _load_trained(cfg: Config, trained: Trained) -> TestedModel:
 
 
 def _key_of_files(checkpoint: str | Mapping[str, Any]) -> str:
-    """The names of a model's files, their sizes and when they were changed; of an adapter with those of its base."""
+    """The names of a model's files, their sizes and when they were changed; of an adapter with those of its base.
+
+    Folders count with all that lies below: XTuner writes a projector into one of its own.
+    """
     named = split_adapter(checkpoint) if isinstance(checkpoint, str) else checkpoint.values()
     seen = []
     for name in map(str, filter(None, named)):
-        folder = Path(name).expanduser()
-        files = sorted(file for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
-        seen.append((name, [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]))
+        place = Path(name).expanduser()
+        files = [place] if place.is_file() else sorted(file for file in place.rglob('*') if file.is_file())
+        seen.append((name, [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]))
     return hashlib.sha256(repr(seen).encode()).hexdigest()

@@ -3,7 +3,7 @@
 import logging
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,20 @@ from typing import Any
 import psutil
 from mmengine.config import Config
 from mmengine.dist import get_rank
+from mmengine.hooks import Hook
 
 from vlmtune.apps.dry_run import dry_run as dry_run_of
 from vlmtune.apps.parts_table import parts_table, write_parts
 from vlmtune.config import config_mistakes, load_config
 from vlmtune.engine import Runner, checkpoint, ranks
 from vlmtune.engine.deepspeed_config import find_config
+from vlmtune.engine.group import in_group, read_together
 from vlmtune.engine.load_from import check_loadable
 from vlmtune.engine.manifest import read_manifest
 from vlmtune.engine.precheck import check_settings, check_work_dir
-from vlmtune.engine.ranks import DEFAULT_BOUNDS
 from vlmtune.engine.resuming import check_resumable
 from vlmtune.engine.run_layout import PARTS_FILE
-from vlmtune.engine.setup import Launcher, bounds_of, init_distributed, leave_distributed, restarts
+from vlmtune.engine.setup import Launcher, restarts
 from vlmtune.engine.signals import check_requeue_exit_code, leave_at_once
 from vlmtune.engine.work_dir_lock import only_run_in
 
@@ -112,43 +113,15 @@ def train(
         prepare_config, config, work_dir=work_dir, resume=resume, overrides=overrides, seed=seed, launcher=launcher,
         deepspeed=deepspeed, reset_optimizer=reset_optimizer, writes=not dry_run,
     )  # fmt: skip
-    with leave_at_once() as leaving:
-        try:
-            cfg = _start(read, launcher=launcher)
-            leaving.requeue_exit_code = cfg.get('requeue_exit_code')
-            _run(cfg, dry_run=dry_run)
-        except Exception as error:
-            ranks.tell(error)
-            ranks.linger(speaks=not getattr(error, 'told_by_first_rank', False))
-            if not ranks.several():  # the connections to other ranks may wait for what never comes
-                leave_distributed()
-            raise
-        except BaseException:
-            leave_distributed()
-            raise
-        leave_distributed()
-
-
-def _start(read: Callable[[], Config], *, launcher: Launcher) -> Config:
-    """Read the config, join the other ranks, and tell once what is wrong with it."""
-    failure: Exception | None = None
-    cfg = Config()
-    try:
-        cfg = read()
-        bounds = bounds_of(cfg)
-    except Exception as error:  # raised below, when there is somebody to tell
-        failure, bounds = error, DEFAULT_BOUNDS
-    if failure is not None and launcher == 'none':
-        raise failure
-    init_distributed(launcher, alone=cfg.get('strategy') is not None, bounds=bounds)
-    with ranks.together('reading the config'):
-        if failure is not None:
-            raise failure
-        if cfg.randomness.get('seed') is None:
-            cfg.randomness.seed = secrets.randbelow(2**31)
-        check_settings(cfg)
-    _agree(cfg)
-    return cfg
+    with leave_at_once() as leaving, in_group():
+        cfg = read_together(read, launcher=launcher, with_strategy=True)
+        leaving.requeue_exit_code = cfg.get('requeue_exit_code')
+        with ranks.together('checking the settings'):
+            if cfg.randomness.get('seed') is None:
+                cfg.randomness.seed = secrets.randbelow(2**31)
+            hooks = check_settings(cfg)
+        _agree(cfg)
+        _run(cfg, hooks, dry_run=dry_run)
 
 
 def _agree(cfg: Config) -> None:
@@ -171,12 +144,12 @@ def _has_progress(cfg: Config) -> bool:
     return read_manifest(newest)['saved_at'] > psutil.Process(os.getppid()).create_time()
 
 
-def _run(cfg: Config, *, dry_run: bool) -> None:
+def _run(cfg: Config, hooks: list[Hook], *, dry_run: bool) -> None:
     if dry_run:
         dry_run_of(cfg)
         return
     with only_run_in(Path(cfg.work_dir), rank=get_rank()):
-        runner = Runner.from_cfg(cfg)
+        runner = Runner.from_cfg(cfg, hooks=hooks)
         parts, lr = runner.model.report(), cfg.optim_wrapper.optimizer.lr
         logger.info('parts\n%s', parts_table(parts, lr=lr))
         if get_rank() == 0:

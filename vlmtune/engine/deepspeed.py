@@ -13,7 +13,7 @@ from mmengine._strategy.base import BaseStrategy
 from torch import Tensor, nn
 
 from vlmtune.engine import zero
-from vlmtune.engine.deepspeed_config import RunSettings, fill_config, read_config
+from vlmtune.engine.deepspeed_config import RunSettings, fill_config, read_config, zero_stage
 from vlmtune.engine.optim import unwrap
 from vlmtune.engine.optimizer_state import Unit, load_optimizer_state, optimizer_file, save_optimizer_state
 from vlmtune.engine.strategies import to_device
@@ -66,7 +66,7 @@ class DeepSpeedStrategy(BaseStrategy):
     @property
     def shards_weights(self) -> bool:
         """Whether a rank holds only a piece of each weight, so that all have to compute together."""
-        return self.config.get('zero_optimization', {}).get('stage') == 3
+        return zero_stage(self.config) == 3
 
     @property
     def device(self) -> torch.device:
@@ -153,10 +153,7 @@ class DeepSpeedStrategy(BaseStrategy):
 
     def trainable_layout(self) -> dict[str, TensorLayout]:
         """What ``trainable_state`` will yield: names inside the transformers model, float32, shapes."""
-        return {
-            name: TensorLayout(torch.float32, tuple(getattr(parameter, 'ds_shape', parameter.shape)))
-            for name, parameter in unwrap(self.model).named_trainable().items()
-        }
+        return unwrap(self.model).trainable_layout()
 
     def trainable_state(self) -> Iterator[tuple[str, Tensor]]:
         """The trained weights in float32 on the CPU, gathered one after the other; every rank has to exhaust it."""

@@ -4,7 +4,6 @@ Precision, clipping, batch size, accumulation, optimizer and schedule have one p
 DeepSpeed file may leave them out, say 'auto', or say the same; one that says something else is an error.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from inspect import signature
@@ -16,6 +15,7 @@ import torch
 from vlmtune.config.targets import find_target
 from vlmtune.models.loading import parse_dtype
 from vlmtune.utils.errors import ConfigError
+from vlmtune.utils.json_files import read_object
 
 PRESETS = Path(__file__).resolve().parents[1] / 'presets' / 'deepspeed'
 _ADAMS = {'Adam': 'AdamW', 'FusedAdam': 'AdamW', 'DeepSpeedCPUAdam': 'AdamW'}  # DeepSpeed's Adam decays as AdamW does
@@ -60,16 +60,19 @@ def read_config(config: str | Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: neither a preset nor a file with a json object.
     """
     if isinstance(config, Mapping):
-        read = {name: read_config(value) if isinstance(value, Mapping) else value for name, value in config.items()}
-        return read
-    path = find_config(config)
-    try:
-        content = json.loads(path.read_text('utf-8'))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f'the DeepSpeed configuration {path} is not valid json ({error})') from error
-    if not isinstance(content, dict):
-        raise ConfigError(f'the DeepSpeed configuration {path} holds {type(content).__name__}, expected an object')
-    return content
+        return {name: read_config(value) if isinstance(value, Mapping) else value for name, value in config.items()}
+    return read_object(find_config(config), error=ConfigError)
+
+
+def config_of(strategy: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The DeepSpeed configuration that the strategy of a config names; empty where it names none."""
+    config = (strategy or {}).get('config')
+    return {} if config is None else read_config(config)
+
+
+def zero_stage(config: Mapping[str, Any]) -> int:
+    """The stage of ZeRO in a DeepSpeed configuration: 0 is without, in 3 a rank has only a piece of each weight."""
+    return config.get('zero_optimization', {}).get('stage') or 0
 
 
 def find_config(name_or_path: str) -> Path:
@@ -104,8 +107,7 @@ def check_deepspeed(cfg: Mapping[str, Any], *, ranks: int) -> None:
             f'strategy={strategy!r}: expected dict(type=DeepSpeedStrategy, config=...); from the command line, '
             '--deepspeed zero1, zero2 or zero3'
         )
-    config = strategy.get('config')
-    if config is None:
+    if strategy.get('config') is None:
         return
     optimizer = dict(cfg['optim_wrapper']['optimizer'])
     kind: Any = find_target(optimizer.pop('type'), must_exist=True)
@@ -120,7 +122,7 @@ def check_deepspeed(cfg: Mapping[str, Any], *, ranks: int) -> None:
         accumulative_counts=cfg['train_cfg'].get('accumulative_counts', 1),
         ranks=ranks,
     )
-    fill_config(read_config(config), settings)
+    fill_config(config_of(strategy), settings)
 
 
 def fill_config(config: Mapping[str, Any], settings: RunSettings) -> dict[str, Any]:

@@ -22,7 +22,7 @@ The rule, after PaLM's model FLOPs (https://arxiv.org/abs/2204.02311, appendix B
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from vlmtune.engine.dimensions import Stack, experts_share, text_stack, vision_stack
 from vlmtune.families import PARTS, PartName
 from vlmtune.models import SupervisedFinetune
+from vlmtune.models.sharded import logical_shape
 from vlmtune.ops.positions import segment_lengths
 from vlmtune.structures import IGNORE_INDEX
 
@@ -118,9 +119,9 @@ def matmul_weights(module: nn.Module, *, visited: float = 1.0) -> float:
         return module.in_channels * module.out_channels * kernel // module.groups
     if isinstance(module, nn.Embedding):
         return 0
-    shapes = [getattr(p, 'ds_shape', p.shape) for p in module.parameters(recurse=False)]
-    routers = sum(torch.Size(shape).numel() for shape in shapes if len(shape) == 2)
-    experts = sum(torch.Size(shape).numel() for shape in shapes if len(shape) == 3 and shape[0] > 1)
+    shapes = [logical_shape(p) for p in module.parameters(recurse=False)]
+    routers = sum(shape.numel() for shape in shapes if len(shape) == 2)
+    experts = sum(shape.numel() for shape in shapes if len(shape) == 3 and shape[0] > 1)
     return routers + visited * experts
 
 
@@ -128,7 +129,7 @@ def matmul_weights(module: nn.Module, *, visited: float = 1.0) -> float:
 class _Part:
     frozen: float = 0.0
     trained: float = 0.0
-    flows: bool = field(default=False)  # whether gradients do
+    flows: bool = False  # whether gradients do
 
     @property
     def per_row(self) -> float:

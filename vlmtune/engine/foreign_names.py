@@ -15,15 +15,15 @@ from vlmtune.families import Family
 from vlmtune.layouts import NameMap, Weight
 from vlmtune.layouts.names import Match
 from vlmtune.layouts.weights import native_shapes
+from vlmtune.utils.adapter_folder import PEFT_PREFIX
 from vlmtune.utils.imports import import_name
 
-_PEFT = 'base_model.model.'
 _INSIDE = (('projector.', 'model.'), ('visual_encoder.', 'vision_model.'))  # XTuner writes it or leaves it out
 
 
 def adapter_name(name: str) -> str:
     """The name of ours for a tensor of ``adapter_model.safetensors``."""
-    name = name.removeprefix(_PEFT)
+    name = name.removeprefix(PEFT_PREFIX)
     layer, mark, rest = name.partition('.lora_')
     if not mark or '.default' in rest:
         return name
@@ -59,7 +59,7 @@ def placed(
 
 def _spellings(name: str) -> Iterator[str]:
     """The name without what wrappers put before it: module of mmengine, model and llm of XTuner, and PEFT's."""
-    plain = name.removeprefix('module.').replace(_PEFT, '')
+    plain = name.removeprefix('module.').replace(PEFT_PREFIX, '')
     yield from (plain, plain.removeprefix('model.'), plain.removeprefix('llm.'))
     for part, inside in _INSIDE:
         if plain.startswith(part):

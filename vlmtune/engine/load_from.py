@@ -108,7 +108,7 @@ def _check_places(source: Source, *, model: SupervisedFinetune) -> None:
             f'({_first(source.lost)}); use the model and the tune settings that made it'
         )
     for name, parameter in model.model.named_parameters():
-        weight, here = source.weights.get(name), _shape_of(parameter)
+        weight, here = source.weights.get(name), tuple(logical_shape(parameter))
         if weight is not None and weight.shape != here:
             raise CheckpointError(f'{source.path}: {source.origins[name]} is {weight.shape}, {name} is {here} here')
     trained = model.named_trainable()
@@ -164,11 +164,6 @@ def _is_equal(weight: Weight, parameter: nn.Parameter) -> bool:
     if getattr(parameter, 'quant_state', None) is not None or not parameter.is_floating_point():
         return False  # quantised: it cannot be told
     return torch.equal(weight.read().to(parameter.dtype), parameter.detach().cpu())
-
-
-def _shape_of(parameter: nn.Parameter) -> tuple[int, ...]:
-    state = getattr(parameter, 'quant_state', None)
-    return tuple(logical_shape(parameter) if state is None else state.shape)
 
 
 def _first(names: list[str]) -> str:

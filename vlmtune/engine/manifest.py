@@ -43,8 +43,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         CheckpointError: there is none, it is broken, foreign, or of another version.
     """
     if not directory.is_dir():
-        what = 'is a file, expected a directory' if os.path.lexists(directory) else 'does not exist'
-        raise CheckpointError(f'checkpoint {directory.absolute()} {what} as vlmtune writes it')
+        found = 'is a file' if os.path.lexists(directory) else 'does not exist'
+        raise CheckpointError(f'{directory.absolute()} {found}; expected the directory iter_N.pth of a checkpoint')
     path = directory / MANIFEST
     manifest = _read_json(path)
     if not isinstance(manifest, dict) or manifest.get('format') != FORMAT:

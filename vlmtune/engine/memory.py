@@ -28,11 +28,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from vlmtune.engine.deepspeed_config import zero_stage
 from vlmtune.engine.dimensions import Stack, text_stack, vision_stack
 from vlmtune.engine.flops import gradient_parts
 from vlmtune.engine.optim import build_optimizer
 from vlmtune.families import PartName
 from vlmtune.models import SupervisedFinetune
+from vlmtune.models.sharded import logical_shape
 from vlmtune.ops.cross_entropy import chunk_rows
 
 QUANTIZED_BYTES = {'nf4': 0.52, 'int8': 1.0}
@@ -80,7 +82,7 @@ class Sharding:
         """Read it from a DeepSpeed configuration."""
         zero = config.get('zero_optimization', {})
         devices = {name: zero.get(f'offload_{name}', {}).get('device', 'none') for name in ('optimizer', 'param')}
-        return cls(zero.get('stage', 0), ranks, tuple(name for name, device in devices.items() if device != 'none'))
+        return cls(zero_stage(config), ranks, tuple(name for name, device in devices.items() if device != 'none'))
 
 
 def state_bytes_per_weight(optimizer: Mapping[str, Any]) -> float:
@@ -192,8 +194,7 @@ def _count_weights(model: SupervisedFinetune) -> tuple[int, float, int]:
         linear = isinstance(module, nn.Linear)
         for key, parameter in module.named_parameters(recurse=False):
             is_matrix = linear and key == 'weight'
-            shape = getattr(parameter, 'ds_shape', parameter.shape)
-            size = int(module.in_features * module.out_features if is_matrix else torch.Size(shape).numel())
+            size = int(module.in_features * module.out_features if is_matrix else logical_shape(parameter).numel())
             if parameter.requires_grad:
                 trained += size if not _is_tied(model, name) else 0
             elif is_matrix and model.part_of(name) == 'llm':

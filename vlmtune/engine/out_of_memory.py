@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlmtune.engine.memory import Load, MemoryModel
 from vlmtune.structures import IGNORE_INDEX, Sample, SampleKey
-from vlmtune.utils.errors import TrainingError
+from vlmtune.utils.errors import TrainingError, first_line
 
 _NAMED = 8  # samples in the message
 _USABLE = 0.92  # of a device's memory; the rest goes to context and fragmentation
@@ -58,9 +58,8 @@ def explain_out_of_memory(
         memory, load, capacity=device_memory(device), max_length=dataset.max_length, samples=len(pack),
         padded='attention_mask' in batch,
     )  # fmt: skip
-    first_line = str(error).strip().splitlines()[0]
     return TrainingError(
-        f'out of memory {at} on {device} ({first_line}); the micro-batch has '
+        f'out of memory {at} on {device} ({first_line(error)}); the micro-batch has '
         f'{load.tokens:,} tokens and {load.patches:,} patches in {len(pack)} samples: '
         f'{name_samples(dataset, pack)}. {advice}'
     )

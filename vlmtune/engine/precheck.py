@@ -38,8 +38,11 @@ _OF_ALL_MODES = ('_before_epoch', '_after_epoch', '_before_iter', '_after_iter')
 _NOT_OURS = (CheckpointHook, EarlyStoppingHook)  # one would stop at its first save, the other never sees a validation
 
 
-def check_settings(cfg: Config) -> None:
+def check_settings(cfg: Config) -> list[Hook]:
     """Let the model's class look at its settings, and hooks at theirs.
+
+    Returns:
+        the hooks of ``custom_hooks``, for the run.
 
     Raises:
         UserError: a word, a part, a number of images or a path that cannot be right.
@@ -63,6 +66,7 @@ def check_settings(cfg: Config) -> None:
     for hook in hooks:
         check_called(hook)
     check_validation(cfg, hooks=hooks)
+    return hooks
 
 
 def check_validation(cfg: Config, *, hooks: Sequence[Any]) -> None:

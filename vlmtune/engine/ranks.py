@@ -122,7 +122,7 @@ def fail_everywhere(error: UserError) -> NoReturn:
     raise error
 
 
-def tell(error: Exception) -> None:
+def tell(error: BaseException) -> None:
     """Leave word of a failure that ends this rank, for those that will miss it."""
     if _Joined.channel is not None and not isinstance(error, RankMissing | RankFailed):
         _Joined.channel.tell(Failure(_Joined.channel.rank, False, _in_words(error)))
@@ -218,5 +218,5 @@ def _wait(work: Any) -> None:
     work.wait()
 
 
-def _in_words(error: Exception) -> str:
-    return str(error) if isinstance(error, UserError) else f'{type(error).__name__}: {error}'
+def _in_words(error: BaseException) -> str:
+    return str(error) if isinstance(error, UserError) else f'{type(error).__name__}: {error}'.removesuffix(': ')

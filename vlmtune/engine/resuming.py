@@ -41,13 +41,13 @@ def load_or_resume(runner: Any) -> None:
         CheckpointError: an explicit checkpoint is broken, foreign, or does not fit this run.
         RankFailed: another rank says so.
     """
-    resume: bool | str = runner._resume
+    resume: bool | str = runner.resume_setting
     path = _find(resume, Path(runner.work_dir), rank=runner.rank) if resume else None
     if path is not None:
         with ranks.together(f'resuming from {path}'):
             resume_from(runner, path)
         return
-    weights: str | None = runner._load_from
+    weights: str | None = runner.load_from
     if weights:
         with ranks.together(f'loading the weights of {weights}'):
             line = load_from.load_weights(runner, weights)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.dist import get_dist_info, master_only
+from mmengine.hooks import Hook
 from mmengine.runner import FlexibleRunner, set_random_seed
 
 from vlmtune.config import dump_config, redact_secrets
@@ -36,6 +37,7 @@ from vlmtune.models import SupervisedFinetune
 from vlmtune.registry import DATASETS, LOOPS, MODELS, PROCESSORS
 from vlmtune.utils.device import find_device
 from vlmtune.utils.errors import CheckpointError, DataError
+from vlmtune.utils.log_format import LINE
 
 logger = logging.getLogger(__name__)
 
@@ -144,8 +146,12 @@ class Runner(FlexibleRunner):
     processor: Processor
 
     @classmethod
-    def from_cfg(cls, cfg: Config) -> 'Runner':
+    def from_cfg(cls, cfg: Config, *, hooks: list[Hook] | None = None) -> 'Runner':
         """Build a run: first the data, whose mistakes cost seconds, then the model, then the rest.
+
+        Args:
+            cfg: of the run.
+            hooks: of ``custom_hooks``, as ``check_settings`` has built them; None builds them.
 
         Raises:
             UserError: anything in the config, the data or the model that the user can mend.
@@ -184,7 +190,7 @@ class Runner(FlexibleRunner):
             visualizer=cfg.get('visualizer'),
             default_scope='mmengine',
             randomness=cfg.randomness,
-            custom_hooks=build_custom_hooks(cfg),
+            custom_hooks=build_custom_hooks(cfg) if hooks is None else hooks,
             cfg=redact_secrets(cfg),  # mmengine hands it to trackers
             **options,
         )
@@ -224,6 +230,7 @@ class Runner(FlexibleRunner):
 
     def _log_env(self) -> None:
         for handler in self.logger.handlers:
+            handler.setFormatter(LINE)
             if isinstance(handler, logging.FileHandler):
                 logging.getLogger('vlmtune').addHandler(handler)
         device = find_device()
@@ -238,7 +245,7 @@ class Runner(FlexibleRunner):
 
     def get_hooks_info(self) -> str:
         """The hooks in the order in which they run, on one line."""
-        return ', '.join(type(hook).__name__ for hook in self._hooks)
+        return ', '.join(type(hook).__name__ for hook in self.hooks)
 
     @master_only
     def dump_config(self) -> None:
@@ -246,6 +253,16 @@ class Runner(FlexibleRunner):
         dump_config(self.cfg, Path(self.log_dir) / CONFIG_FILE)
 
     # ---- checkpoints
+
+    @property
+    def resume_setting(self) -> bool | str:
+        """``resume`` of the config."""
+        return self._resume
+
+    @property
+    def load_from(self) -> str | None:
+        """``load_from`` of the config."""
+        return self._load_from
 
     @cached_property
     def saver(self) -> Saver:

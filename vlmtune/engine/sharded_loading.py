@@ -12,17 +12,12 @@ from typing import Any
 
 import torch
 
-from vlmtune.engine.deepspeed_config import read_config, without_auto
+from vlmtune.engine.deepspeed_config import config_of, without_auto, zero_stage
 from vlmtune.models.loading import parse_dtype
 from vlmtune.models.sharded import loaded_in_pieces
 from vlmtune.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
-
-
-def shards_weights(strategy: Mapping[str, Any] | None) -> bool:
-    """Whether the strategy of a config is ZeRO-3."""
-    return _read(strategy).get('zero_optimization', {}).get('stage') == 3
 
 
 def needs_images_everywhere(strategy: Mapping[str, Any] | None) -> bool:
@@ -31,7 +26,7 @@ def needs_images_everywhere(strategy: Mapping[str, Any] | None) -> bool:
     Stage 3 gathers weights layer by layer. Stages 1 and 2 put gradients into buckets in the order in which they come,
     and add up the buckets of all ranks: where one rank has no image, gradients of different weights would be added.
     """
-    return bool(_read(strategy).get('zero_optimization', {}).get('stage'))
+    return zero_stage(config_of(strategy)) > 0
 
 
 def check_sharding(cfg: Mapping[str, Any]) -> None:
@@ -43,7 +38,7 @@ def check_sharding(cfg: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: quantised weights, DoRA, or a vision cache.
     """
-    if not shards_weights(cfg.get('strategy')):
+    if zero_stage(config_of(cfg.get('strategy'))) != 3:
         return
     model = cfg['model']
     quantization = model.get('quantization')
@@ -74,13 +69,13 @@ def sharded_weights(cfg: Mapping[str, Any]) -> Iterator[None]:
     Args:
         cfg: of the run; reads ``strategy`` and ``model.dtype``.
     """
-    strategy = cfg.get('strategy')
-    if not shards_weights(strategy):
+    config = config_of(cfg.get('strategy'))
+    if zero_stage(config) != 3:
         yield
         return
     logger.info('weights are loaded in pieces')
     dtype = parse_dtype(cfg['model'].get('dtype', 'bfloat16'))
-    with loaded_in_pieces(_for_loading(_read(strategy), dtype)):
+    with loaded_in_pieces(_for_loading(config, dtype)):
         yield
 
 
@@ -92,8 +87,3 @@ def _for_loading(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any
         bf16=dict(enabled=dtype == torch.bfloat16),
         fp16=dict(enabled=dtype == torch.float16),
     )
-
-
-def _read(strategy: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    config = (strategy or {}).get('config')
-    return {} if config is None else read_config(config)

@@ -65,10 +65,7 @@ class WholeWeights:
 
     def trainable_layout(self) -> dict[str, TensorLayout]:
         """What ``trainable_state`` will yield: names inside the transformers model, float32, shapes."""
-        return {
-            name: TensorLayout(torch.float32, tuple(parameter.shape))
-            for name, parameter in unwrap(self.model).named_trainable().items()
-        }
+        return unwrap(self.model).trainable_layout()
 
     def trainable_state(self) -> Iterator[tuple[str, Tensor]]:
         """The trained weights in float32 on the CPU, one after the other; every rank has to exhaust it.

@@ -19,7 +19,7 @@ from mmengine.dist import master_only
 
 from vlmtune.config import config_text
 from vlmtune.config.lazy import config_items
-from vlmtune.utils.errors import ConfigError
+from vlmtune.utils.errors import ConfigError, first_line
 from vlmtune.utils.extras import need
 from vlmtune.utils.secrets import without_secrets
 from vlmtune.utils.suggest import did_you_mean
@@ -123,7 +123,7 @@ class _MLflow:
             number = found.experiment_id if found else self.client.create_experiment(experiment, artifacts)
             self.run = self.client.create_run(number, run_name=name, tags=tags).info.run_id
         except self.mlflow.exceptions.MlflowException as error:
-            raise ConfigError(f'trackers: mlflow cannot start at {uri}: {str(error).splitlines()[0]}') from error
+            raise ConfigError(f'trackers: mlflow cannot start at {uri}: {first_line(error)}') from error
 
     def config(self, text: str, settings: dict[str, str]) -> None:
         params = [self.mlflow.entities.Param(name, value[:500]) for name, value in settings.items()]

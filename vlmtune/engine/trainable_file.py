@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vlmtune.utils.errors import CheckpointError
-from vlmtune.utils.tensor_file import TensorLayout
+from vlmtune.utils.tensor_file import TensorLayout, check_tensors
 
 
 class TrainableFile(ExitStack):
@@ -29,23 +29,8 @@ class TrainableFile(ExitStack):
             self._file = self.enter_context(safe_open(path, framework='pt'))
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f'{path} cannot be read as a safetensors file ({error})') from error
-        self._check(layout)
-
-    def _check(self, layout: Mapping[str, TensorLayout]) -> None:
-        names = set(self._file.keys())
-        missing, extra = sorted(set(layout) - names), sorted(names - set(layout))
-        if missing or extra:
-            raise CheckpointError(
-                f'the checkpoint does not fit the tuned parts: {len(missing)} tensors are missing '
-                f'(first: {missing[:1]}), {len(extra)} are not trained here (first: {extra[:1]}); '
-                'use the config that made it'
-            )
-        for name, entry in layout.items():
-            shape = tuple(self._file.get_slice(name).get_shape())
-            if shape != entry.shape:
-                raise CheckpointError(
-                    f'{name} is {shape} in the checkpoint, {entry.shape} here; use the config that made it'
-                )
+        names = self._file.keys()
+        check_tensors({name: self._file.get_slice(name).get_shape() for name in names}, wanted=layout)
 
     def whole(self, name: str) -> Tensor:
         """A weight in its shape, in the dtype of the file."""

@@ -127,7 +127,8 @@ class ValLoop(BaseLoop):
         done, work_dir = self.runner.train_loop.steps_done, Path(self.runner.work_dir)
         if self.runner.rank != 0:
             return []
-        elsewhere = isinstance(self.runner._resume, str) and Path(self.runner._resume).absolute().parent != work_dir
+        resume = self.runner.resume_setting
+        elsewhere = isinstance(resume, str) and Path(resume).absolute().parent != work_dir
         abandoned = elsewhere or not done
         for folder in (work_dir / VALIDATION_FOLDER).glob('iter_*'):
             number = folder.name.removeprefix('iter_')

@@ -24,10 +24,12 @@ from vlmtune.data.feature_store import Entry, FeatureStore, image_name, write_fe
 from vlmtune.data.images import load_image, resolve_image_path
 from vlmtune.data.mixture import MixedDataset
 from vlmtune.models import SupervisedFinetune
+from vlmtune.models.modes import in_evaluation
 from vlmtune.models.vision_features import check_cacheable, encode_images
 from vlmtune.structures import ImageRef, ImageSize
 from vlmtune.utils.device import find_device
 from vlmtune.utils.errors import ConfigError, DataError
+from vlmtune.utils.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -118,8 +120,7 @@ class _Builder:
         device = find_device()
         for path in (*self.model.family.vision_encoder, *self.model.family.projector):
             self.model.model.get_submodule(path).to(device)
-        training, done = self.model.training, 0
-        self.model.eval()
+        progress = Progress('vision cache: images encoded', total=len(self.images))
         batches = DataLoader(
             self.images,
             batch_size=_BATCH,
@@ -128,14 +129,13 @@ class _Builder:
             generator=torch.Generator(),  # its own: iterating must not draw from the global one
         )
         for batch in batches:
-            made = list(self._encode(self.images.names[done : done + len(batch)], batch, device))
-            if not done:
+            with in_evaluation(self.model):
+                names = self.images.names[progress.done : progress.done + len(batch)]
+                made = list(self._encode(names, batch, device))
+            if not progress.done:
                 self._announce(made, root)
             yield from made
-            done += len(batch)
-            if done % (64 * _BATCH) == 0:
-                logger.info('vision cache: %d of %d images', done, len(self.images))
-        self.model.train(training)
+            progress.add(len(batch))
 
     def _encode(
         self, names: Sequence[str], batch: Sequence[tuple[Tensor, str | None]], device: torch.device

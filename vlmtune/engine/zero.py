@@ -9,7 +9,7 @@ from vlmtune.engine.optimizer_reader import FragmentRecord
 from vlmtune.engine.optimizer_state import Unit
 
 
-def shards_weights(zero: Any) -> bool:
+def is_stage_3(zero: Any) -> bool:
     """Whether this is the optimizer of stage 3."""
     return hasattr(zero, 'fp32_partitioned_groups_flat')
 
@@ -21,7 +21,7 @@ def zero_units(zero: Any, names: dict[int, str]) -> list[Unit]:
         zero: DeepSpeed's ZeRO optimizer.
         names: of the trained parameters, by ``id``.
     """
-    if not shards_weights(zero):
+    if not is_stage_3(zero):
         flats, groups = zero.single_partition_of_fp32_groups, zero.bit16_groups
         fragments: Iterator = (_fragments_of_stage_1_and_2(group, names) for group in groups)
     else:
@@ -53,7 +53,7 @@ def _fragments_of_stage_3(group: Sequence[Any], names: dict[int, str], *, rank: 
 
 def refresh_weights(zero: Any) -> None:
     """Copy the float32 partitions into the weights that compute, on all ranks."""
-    if not shards_weights(zero):
+    if not is_stage_3(zero):
         zero.update_lp_params()
         return
     for number, flat in enumerate(zero.fp32_partitioned_groups_flat):
@@ -66,7 +66,7 @@ def refresh_weights(zero: Any) -> None:
 
 def drop_gradients(zero: Any) -> None:
     """Forget what backward passes have added since the last step: as DeepSpeed does when a step overflows."""
-    if shards_weights(zero):
+    if is_stage_3(zero):
         zero.zero_grad(set_to_none=True)  # and the next micro-batch is the first one, which overwrites partitions
         zero.averaged_gradients = {}
         if zero.offload_optimizer:

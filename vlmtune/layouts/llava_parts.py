@@ -6,7 +6,6 @@ model by its folder reads this one: training, chat, export. The folder is made w
 goes with the process.
 """
 
-import difflib
 import os
 import tempfile
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from vlmtune.layouts.llava_weights import check_pretrained, open_parts
 from vlmtune.layouts.names import Rule, rename
 from vlmtune.utils.errors import ConfigError, ModelError
 from vlmtune.utils.json_files import write_json
+from vlmtune.utils.suggest import did_you_mean
 
 MODEL_TYPE = 'llava_parts'
 _STRATEGIES = ('default', 'full')
@@ -123,8 +123,7 @@ def parse_parts(settings: Mapping[str, Any]) -> LlavaParts:
     known = [field.name for field in fields(LlavaParts)]
     for name in settings:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f', did you mean {near[0]!r}' if near else ''
+            hint = did_you_mean(name, known)
             raise ConfigError(f'a LLaVA from parts has no {name!r}{hint}; it has {", ".join(known)}')
     for name in known[:2]:
         if not isinstance(settings.get(name), str):

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import LlavaConfig
 
 from vlmtune.layouts.weights import Weight, open_file, open_weights
-from vlmtune.utils.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_settings, adapter_weights
+from vlmtune.utils.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX, adapter_settings, adapter_weights
 from vlmtune.utils.errors import CheckpointError
 from vlmtune.utils.pretrained import find_folder, read_source_json
 from vlmtune.utils.safe_torch import check_legacy, find_legacy_file
@@ -26,7 +26,6 @@ _FILES = ('*.json', '*.safetensors', 'pytorch_model*.bin')
 _EMBEDDINGS = ('model.embed_tokens', 'lm_head', 'model.tok_embeddings', 'output')
 _OURS, _LAST = 'model.safetensors', 'last_checkpoint'
 _ADAPTERS = {'llm_adapter': 'llm.', 'visual_encoder_adapter': 'visual_encoder.'}
-_PEFT = 'base_model.model.'
 # Beginnings of a projector's names: ours, those of official LLaVA's mm_projector.bin, of XTuner's folder and file.
 _PROJECTORS = {
     'model.multi_modal_projector.linear_1.': 'projector.model.0.',
@@ -228,7 +227,7 @@ def adapted_weights(weights: Mapping[str, Weight], folder: Path, *, part: str) -
             raise CheckpointError(f'{folder / ADAPTER_CONFIG}: {name}={value!r} is not read; merge it with PEFT')
     file = folder / 'adapter_model.bin'
     file = file if file.is_file() and not (folder / ADAPTER_WEIGHTS).is_file() else adapter_weights(folder)
-    updates = {name.removeprefix(_PEFT): weight for name, weight in open_file(file).items()}
+    updates = {name.removeprefix(PEFT_PREFIX): weight for name, weight in open_file(file).items()}
     rank, alpha = settings['r'], settings['lora_alpha']
     scale = alpha / (math.sqrt(rank) if settings.get('use_rslora') else rank)
     changed = {}

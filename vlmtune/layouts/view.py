@@ -1,7 +1,7 @@
 """A checkpoint in any layout, seen as transformers would have written it: config and processor files, no weights."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,10 @@ def find_layout(name_or_path: str, *, revision: str | None = None) -> Layout | N
         name_or_path: a folder or a hub id.
         revision: of a hub id.
     """
-    raw = _raw_config(name_or_path, revision)
+    return _layout_of(_raw_config(name_or_path, revision))
+
+
+def _layout_of(raw: Mapping[str, Any]) -> Layout | None:
     # Configs that were written by code of their own may lack the model type; they name the class of that code.
     architectures = raw.get('architectures')
     names = (raw['model_type'],) if 'model_type' in raw else architectures if isinstance(architectures, list) else ()
@@ -55,14 +58,10 @@ def read_config(name_or_path: str, *, trust_remote_code: bool = False, revision:
         ModelError: it cannot be read.
         ConfigError: code of a hub id would be run whose commit is not named.
     """
-    check_source(name_or_path, trust_remote_code=trust_remote_code, revision=revision)  # before anybody is asked
-    raw = _raw_config(name_or_path, revision)
-    check_numbers(raw, f'{name_or_path}/{CONFIG_FILE}')
-    layout = find_layout(name_or_path, revision=revision)
+    raw = _raw_config(name_or_path, revision, trust_remote_code=trust_remote_code)
+    layout = _layout_of(raw)
     if layout is not None:
-        config = _native_config(layout, raw, name_or_path, revision)
-        _make_known(config.model_type)  # also to who reads the view's config.json
-        return config
+        return _native_config(layout, raw, name_or_path, revision)
     model_type = str(raw.get('model_type'))
     _make_known(model_type)
     if not trust_remote_code and 'model_type' in raw and model_type not in CONFIG_MAPPING:
@@ -80,13 +79,14 @@ def native_view(name_or_path: str, *, revision: str | None = None) -> Iterator[s
     Raises:
         ModelError: the checkpoint's layout is known, but something in it is not.
     """
-    layout = find_layout(name_or_path, revision=revision)
+    raw = _raw_config(name_or_path, revision)
+    layout = _layout_of(raw)
     if layout is None:
         yield name_or_path
         return
     source = find_folder(name_or_path, revision=revision, patterns=NO_WEIGHTS)
     with tempfile.TemporaryDirectory(prefix='vlmtune-view-') as folder:
-        read_config(name_or_path, revision=revision).save_pretrained(folder)
+        _native_config(layout, raw, name_or_path, revision).save_pretrained(folder)
         try:
             layout.write_processor_files(source, Path(folder))
             _copy_template(source, Path(folder), image_token=layout.image_token)
@@ -125,8 +125,12 @@ def _native_config(layout: Layout, raw: dict[str, Any], name_or_path: str, revis
     if layout.image_token is not None:
         source = find_folder(name_or_path, revision=revision, patterns=NO_WEIGHTS)
         config.image_token_id = find_token_id(source, layout.image_token)
+    _make_known(config.model_type)  # also to who reads the view's config.json
     return config
 
 
-def _raw_config(name_or_path: str, revision: str | None) -> dict[str, Any]:
-    return read_source_json(check_source(name_or_path), CONFIG_FILE, revision=revision) or {}
+def _raw_config(name_or_path: str, revision: str | None, *, trust_remote_code: bool = False) -> dict[str, Any]:
+    source = check_source(name_or_path, trust_remote_code=trust_remote_code, revision=revision)
+    raw = read_source_json(source, CONFIG_FILE, revision=revision) or {}
+    check_numbers(raw, f'{name_or_path}/{CONFIG_FILE}')
+    return raw

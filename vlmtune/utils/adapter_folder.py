@@ -8,6 +8,8 @@ from vlmtune.utils.errors import CheckpointError
 from vlmtune.utils.json_files import read_object
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
+PEFT_PREFIX = 'base_model.model.'
+"""What PEFT puts before the name of a module."""
 _DEFAULTS = dict(r=8, lora_alpha=8)  # of PEFT
 _SHOWN = 80  # characters of a value
 

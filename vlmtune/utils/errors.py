@@ -8,6 +8,9 @@ _CONTROL = re.compile(
     r'[\x00-\x09\x0b-\x1f\x7f-\x9f]+'
 )  # line breaks are ours: lists of mistakes, tracebacks of workers
 
+_NAME = 160  # characters of a name out of a file
+_REASON = 300  # characters of what a library says
+
 DATA_ERROR_KINDS = {
     'unreadable_row': 'row cannot be read',
     'wrong_row': 'row is not of the format',
@@ -24,9 +27,15 @@ DATA_ERROR_KINDS = {
 """What can be wrong with a row: the word that programs read, and what people read."""
 
 
-def one_line(text: str, *, most: int = 160) -> str:
+def one_line(text: str) -> str:
     """A name out of a file, for a message: what is no plain character is written out, and what is too long is cut."""
-    return repr(text[:most])[1:-1]
+    return repr(text[:_NAME])[1:-1]
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one line; its class where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0][:_REASON]
 
 
 class UserError(Exception):

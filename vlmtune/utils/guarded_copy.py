@@ -13,9 +13,9 @@ def copy_inside(path: Path, target: Path, *, root: Path, error: Callable[[str], 
     Raises:
         UserError: it is no file, or a link to one elsewhere; of the class ``error``.
     """
-    roots = [root.resolve()]
-    if root.parent.name == 'snapshots':  # the hub's cache: files are links into a folder beside the snapshots
-        roots.append(root.resolve().parents[1])
+    roots = [root.resolve()]  # root may itself be a link, which its owner has made
+    if roots[0].parent.name == 'snapshots':  # the hub's cache: files are links into a folder beside the snapshots
+        roots.append(roots[0].parents[1])
     if not path.is_file():
         raise error(f'{path} is no file, or a link to none; remove it')
     if not any(path.resolve().is_relative_to(place) for place in roots):

@@ -10,13 +10,12 @@ import httpx2
 from huggingface_hub import constants
 from huggingface_hub.utils import get_session
 
-from vlmtune.utils.errors import ModelError, UserError
+from vlmtune.utils.errors import ModelError, UserError, first_line
 from vlmtune.utils.extras import need
 
 MODELSCOPE = 'modelscope://'
 """What a name of ModelScope begins with: ``modelscope://org/name``."""
 _PATIENCE = 10.0  # seconds; the hub's client itself asks six times for every file
-_REASON = 300  # characters of what a library says
 
 
 @functools.cache
@@ -40,6 +39,14 @@ def why_no_answer() -> str:
 def is_modelscope(name: str) -> bool:
     """Whether it is a name of ModelScope."""
     return name.startswith(MODELSCOPE)
+
+
+def looks_like_id(name: str) -> bool:
+    """Whether a name is that of a repository, ``org/name`` or one of ModelScope, where no such folder is here.
+
+    ``./gone``, ``~/gone``, ``gone`` and ``runs/1/gone`` are paths.
+    """
+    return is_modelscope(name) or (name.count('/') == 1 and all(name.split('/')) and name[0] not in '.~')
 
 
 @functools.cache
@@ -91,9 +98,3 @@ def _fetch_or_find(fetch: Callable[..., Any], hub: Any) -> Any:
         with suppress(hub.HubError, OSError, ValueError):
             return fetch(local_files_only=True)
         raise
-
-
-def first_line(error: Exception) -> str:
-    """What an error of a library says, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0][:_REASON]

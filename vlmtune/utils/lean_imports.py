@@ -5,7 +5,12 @@ time, used or not: seconds, warnings on the terminal, and a device probe. Packag
 import this module first. A run that uses LoRA imports peft, and one that uses deepspeed imports that.
 """
 
+import logging
+
 from vlmtune.utils.imports import imports_refused
+
+# Every LoRA run imports it, and it warns of kernels that only 4-bit weights on a CPU would use.
+logging.getLogger('bitsandbytes').setLevel(logging.ERROR)
 
 with imports_refused('deepspeed'):
     import transformers.modeling_utils

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from io import BytesIO
 from typing import Any, NamedTuple, TypeAlias
 
-from vlmtune.utils.errors import CheckpointError
+from vlmtune.utils.errors import CheckpointError, first_line
 
 Readable: TypeAlias = BytesIO | mmap.mmap
 
@@ -76,8 +76,7 @@ def scan_pickle(stream: Readable, *, rules: Rules) -> tuple[Any, list[Storage]]:
             machine.step(opcode.name, argument)
         return machine.stack.pop(), machine.storages
     except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f'broken pickle ({reason})') from error
+        raise CheckpointError(f'broken pickle ({first_line(error)})') from error
 
 
 class _Machine:

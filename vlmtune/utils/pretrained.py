@@ -8,14 +8,19 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
+from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    StrictDataclassError,
+)
 from safetensors import SafetensorError
-from transformers.utils import cached_file
 
 from vlmtune.utils.adapter_folder import ADAPTER_CONFIG, is_adapter
-from vlmtune.utils.errors import ConfigError, ModelError, UserError
-from vlmtune.utils.hub import first_line, hub_answers, is_modelscope, modelscope_folder, why_no_answer
+from vlmtune.utils.errors import ConfigError, ModelError, UserError, first_line
+from vlmtune.utils.hub import hub_answers, is_modelscope, looks_like_id, modelscope_folder, why_no_answer
 from vlmtune.utils.json_files import read_object
 from vlmtune.utils.safe_torch import check_legacy
 
@@ -50,8 +55,7 @@ def check_source(
     if is_modelscope(name_or_path):
         return modelscope_folder(name_or_path, revision=revision, patterns=patterns)
     path = os.path.expanduser(name_or_path)
-    looks_local = path.startswith(('/', './', '../')) or path.count('/') != 1
-    if not os.path.isdir(path) and looks_local:
+    if not os.path.isdir(path) and not looks_like_id(path):
         raise ModelError(
             f'no model at {os.path.abspath(path)}; expected a folder with config.json, or a hub id such as org/name'
         )
@@ -136,17 +140,17 @@ def read_source_json(source: str, name: str, *, revision: str | None = None) -> 
         ModelError: it is no json object, or a huge one.
     """
     source = check_source(source, revision=revision) if is_modelscope(source) else source
-    found = cached_file(
-        source,
-        name,
-        revision=revision,
-        local_files_only=not os.path.isdir(source) and not hub_answers(),
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    if found is None:
-        return None
-    return read_object(Path(found), error=ModelError)
+    file = Path(source, name)
+    if not os.path.isdir(source):
+        try:
+            file = Path(hf_hub_download(source, name, revision=revision, local_files_only=not hub_answers()))
+        except EntryNotFoundError:
+            return None
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            raise ModelError(
+                f'cannot load {source} (no folder here, so taken for a hub id): {first_line(error)}'
+            ) from error
+    return read_object(file, error=ModelError) if file.is_file() else None
 
 
 def find_folder(

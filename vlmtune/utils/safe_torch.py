@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlmtune.utils.errors import CheckpointError
+from vlmtune.utils.errors import CheckpointError, first_line
 from vlmtune.utils.pickle_scan import Readable, Rules, Storage, scan_pickle
 
 MAX_PICKLE_BYTES = 256 * 2**20
@@ -134,8 +134,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _broken(path: Path, error: BaseException) -> CheckpointError:
-    reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-    return CheckpointError(f'{path} is broken or was not written by torch.save ({reason})')
+    return CheckpointError(f'{path} is broken or was not written by torch.save ({first_line(error)})')
 
 
 def _scan_zip(path: Path) -> list[Storage]:

@@ -5,7 +5,7 @@ https://github.com/huggingface/safetensors: eight bytes with the length of a JSO
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vlmtune.utils.disk import Block, Written, write_file
+from vlmtune.utils.errors import CheckpointError
 
 _NAMES = {
     torch.float64: 'F64', torch.float32: 'F32', torch.float16: 'F16', torch.bfloat16: 'BF16',
@@ -36,6 +37,30 @@ class TensorLayout(NamedTuple):
 def layout_of(tensor: Tensor) -> TensorLayout:
     """The layout of a tensor that is at hand."""
     return TensorLayout(tensor.dtype, tuple(tensor.shape))
+
+
+def check_tensors(found: Mapping[str, Sequence[int]], *, wanted: Mapping[str, TensorLayout]) -> None:
+    """Tell whether a checkpoint holds exactly the weights that train, by their names and shapes.
+
+    Args:
+        found: the shapes of its tensors.
+        wanted: the weights that train.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    if missing or extra:
+        raise CheckpointError(
+            f'the checkpoint does not fit the tuned parts: {len(missing)} tensors are missing '
+            f'(first: {missing[:1]}), {len(extra)} are not trained here (first: {extra[:1]}); '
+            'use the config that made it'
+        )
+    for name, layout in wanted.items():
+        if (shape := tuple(found[name])) != layout.shape:
+            raise CheckpointError(
+                f'{name} is {shape} in the checkpoint, {layout.shape} here; use the config that made it'
+            )
 
 
 def write_tensors(

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.apps.demo.parrots import Endless, Parrot
 from vlmtune.apps.demo.turns import Turn, to_conversation
-from vlmtune.apps.demo.voices import Speaking, adapters_off, load_voices
+from vlmtune.apps.demo.voices import Speaking, load_voices
 from vlmtune.cli import main
 from vlmtune.utils.errors import ConfigError, ModelError
 
@@ -25,7 +25,7 @@ def test_before_is_after_with_its_adapter_off_and_another_adapter_beside_shares_
     assert before.answerer.model is after.answerer.model
     trained, plain = run.logits(after.answerer.model), run.logits(base)
     assert not torch.allclose(trained, plain, atol=1e-2)
-    with adapters_off(before.answerer.model):
+    with before.answerer.adapted.disable_adapter():
         assert torch.equal(run.logits(before.answerer.model), plain)
     assert torch.equal(run.logits(after.answerer.model), trained)
     for compare in (run.base, ''):

@@ -74,3 +74,9 @@ y = z = dict(**a)
     assert image_folders(config) == ['first', 'second']
     assert settings_of(config)['a.c'] == '[1, 2]'
     assert not (tmp_path / 'ran').exists()
+
+
+@pytest.mark.parametrize('value', ['+'.join(['"a"'] * 700), '-' * 700 + '1', 'dict(a=' * 700 + '1' + ')' * 700])
+def test_a_config_that_is_nested_too_deeply_says_nothing(value):
+    config = f'image_folder = {value}'
+    assert (image_folders(config), settings_of(config)) == ([], {})

@@ -74,12 +74,14 @@ class Answerer:
         processor: of the model.
         autocast_dtype: what to compute in; None: the dtype of the weights.
         settings: of ``generate``.
+        adapted: PEFT's view of the model, which can switch the adapter off; None without one.
     """
 
     model: PreTrainedModel
     processor: Processor
     autocast_dtype: torch.dtype | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    adapted: Any = None
 
     def answer(
         self,
@@ -187,13 +189,12 @@ def load_answerer(
     loaded, _ = load_model(name, dtype=dtype, quantization=quantization, device=device, offload_folder=offload_folder)
     if not any(hasattr(loaded, name) for name in ('hf_quantizer', 'hf_device_map')):  # else they lie where they should
         loaded = loaded.to(device)  # type: ignore[arg-type]
-    if source is not None:
-        attach_adapter(loaded, source)  # in place
+    adapted = attach_adapter(loaded, source) if source is not None else None  # in place
     loaded.eval()
     on = f'{device} ({torch.cuda.get_device_name(device)})' if device.type == 'cuda' else str(device)
     shown = [str(dtype).removeprefix('torch.'), quantization, f'adapter {source}' if source else None]
     logger.info('%s on %s: %s', name if isinstance(model, str) else Path(name).name, on, ', '.join(filter(None, shown)))
-    return Answerer(loaded, processor, dtype if source else None, settings)
+    return Answerer(loaded, processor, dtype if source else None, settings, adapted)
 
 
 def _stop_strings(processor: Processor, *, template: str | None, asked: str | Sequence[str]) -> list[str]:

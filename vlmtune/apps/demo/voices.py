@@ -51,7 +51,7 @@ class Voice:
         """The answer; see ``Answerer.answer``. ``seed`` makes a sampled one repeatable."""
         if seed is not None:
             torch.manual_seed(seed)
-        with adapters_off(self.answerer.model) if self.without_adapter else contextlib.nullcontext():
+        with self.answerer.adapted.disable_adapter() if self.without_adapter else contextlib.nullcontext():
             return self.answerer.answer(conversation, write, settings=settings, should_stop=should_stop)
 
 
@@ -114,22 +114,6 @@ def _of_base(answerer: Answerer, base: str) -> Answerer:
     added = list(range(read_config(base).get_text_config().vocab_size, rows))
     settings = {**answerer.settings, **(dict(suppress_tokens=added) if added else {})}
     return replace(answerer, processor=load_processor(base), settings=settings)
-
-
-@contextlib.contextmanager
-def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Inside, the model computes what its base does: without LoRA, and with its own layers in place of trained ones."""
-    from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: PLC0415  # PEFT brings bitsandbytes along
-    from peft.utils.other import AuxiliaryTrainingWrapper  # noqa: PLC0415
-
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
-    try:
-        for layer in layers:
-            layer.enable_adapters(False)
-        yield
-    finally:
-        for layer in layers:
-            layer.enable_adapters(True)
 
 
 class Speaking:

@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from vlmtune.apps.export.trained import Base, Trained
+from vlmtune.utils.adapter_folder import PEFT_PREFIX
 from vlmtune.utils.errors import CheckpointError
 
-_PREFIX = 'base_model.model.'
 _NO_FORWARD = (nn.ModuleList, nn.ModuleDict)  # PEFT cannot wrap them
 
 
@@ -64,9 +64,9 @@ def _is_tied(base: Base) -> bool:
 
 def adapter_tensors(trained: Trained, *, base: Base) -> dict[str, Tensor]:
     """The trained tensors under the names of an adapter file."""
-    tensors = {_PREFIX + _without_adapter_name(name): tensor for name, tensor in trained.tensors.items()}
+    tensors = {PEFT_PREFIX + _without_adapter_name(name): tensor for name, tensor in trained.tensors.items()}
     (head,), (embeddings,) = base.family.lm_head, base.family.embeddings
-    source, target = f'{_PREFIX}{embeddings}.weight', f'{_PREFIX}{head}.weight'
+    source, target = f'{PEFT_PREFIX}{embeddings}.weight', f'{PEFT_PREFIX}{head}.weight'
     if source in tensors and target not in tensors and _is_tied(base):
         tensors[target] = tensors[source].clone()
     return tensors

@@ -7,14 +7,14 @@ SGLang ``lora/lora_config.py``, ``lora/utils.py``, ``lora/lora.py``; LMDeploy ``
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from vlmtune.families import Family
 from vlmtune.models.tuning import part_of
+from vlmtune.utils.adapter_folder import PEFT_PREFIX
 
-PREFIX = 'base_model.model.'
-_TENSOR = re.compile(re.escape(PREFIX) + r'(?P<layer>.+)\.lora_[AB]\.weight')
+_TENSOR = re.compile(re.escape(PEFT_PREFIX) + r'(?P<layer>.+)\.lora_[AB]\.weight')
 _DEFAULT_RANK = 16  # of vLLM's --max-lora-rank
 _SGLANG_LAYERS = {
     'q_proj', 'k_proj', 'v_proj', 'qkv_proj', 'o_proj', 'gate_proj', 'up_proj', 'gate_up_proj', 'down_proj',
@@ -60,7 +60,7 @@ class Verdict:
 
     engine: str
     reasons: tuple[str, ...] = ()
-    options: tuple[str, ...] = field(default=())
+    options: tuple[str, ...] = ()
 
 
 def describe(settings: Mapping[str, Any], names: Iterable[str], *, family: Family, is_fused: bool = False) -> Adapter:

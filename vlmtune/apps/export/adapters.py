@@ -3,7 +3,6 @@
 PEFT is imported where it is used: it brings bitsandbytes along, which a chat without an adapter need not load.
 """
 
-import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from vlmtune.data.image_refs import shorten
 from vlmtune.engine.manifest import MANIFEST
 from vlmtune.utils.adapter_folder import ADAPTER_WEIGHTS, adapter_settings, adapter_weights, base_of
 from vlmtune.utils.errors import CheckpointError
-from vlmtune.utils.hub import is_modelscope
+from vlmtune.utils.hub import looks_like_id
 from vlmtune.utils.pretrained import NO_WEIGHTS, find_folder
 
 if TYPE_CHECKING:
@@ -33,8 +32,7 @@ def find_adapter(adapter: str) -> Path:
         CheckpointError: there is none, it is no LoRA adapter, or its weights are in a format that can run code.
     """
     folder = Path(adapter).expanduser()
-    is_path = os.path.isabs(adapter) or adapter.count('/') != 1 or adapter.startswith('.')
-    if is_modelscope(adapter) or not is_path:
+    if looks_like_id(adapter):
         folder = find_folder(adapter, patterns=(*NO_WEIGHTS, ADAPTER_WEIGHTS), what='adapter', error=CheckpointError)
     refuse_checkpoint(folder)
     adapter_settings(folder)

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
-from vlmtune.apps.export.verify_model import ABOUT_PICTURE, QUESTION, picture
+from vlmtune.apps.export.verify_model import ABOUT_PICTURE, QUESTION, logits_of, picture
 from vlmtune.data import Processor
 from vlmtune.evaluation.generation import answering, encode_prompt, prompt_inputs
 from vlmtune.structures import Conversation, user_message
@@ -50,15 +50,8 @@ def ask(model: Any, processor: Processor, *, autocast_dtype: torch.dtype | None)
     Raises:
         ModelError: the model does not take its inputs.
     """
-    out = []
     with answering(model, autocast_dtype=autocast_dtype):
-        for prompt in fixed_prompts(processor):
-            inputs = {name: tensor.to(model.device) for name, tensor in inputs_of(processor, prompt).items()}
-            try:
-                out.append(model(**inputs, use_cache=False).logits[0].float().cpu())
-            except ValueError as error:
-                raise ModelError(f'the model does not take its inputs: {reason_of(error)}') from error
-    return out
+        return [logits_of(model, inputs_of(processor, prompt)).cpu() for prompt in fixed_prompts(processor)]
 
 
 def compare_inputs(folder: Path, wanted: Processor) -> Iterator[Finding]:

@@ -27,6 +27,7 @@ from vlmtune.layouts import Layout, find_source
 from vlmtune.models.lazy_model import LazyModel, grow_embeddings, open_lazily, settle_ties, with_trained
 from vlmtune.models.loading import parse_dtype
 from vlmtune.utils.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from vlmtune.utils.device import named_device
 from vlmtune.utils.errors import ConfigError
 from vlmtune.utils.json_files import write_json
 
@@ -64,8 +65,7 @@ def pth_to_hf(
     Raises:
         UserError: anything that the user can mend; nothing is written then.
     """
-    if device not in ('auto', 'cpu', 'cuda'):
-        raise ConfigError(f'--device {device}: expected cpu, cuda or auto')
+    named_device(device)
     check_shard_size(max_shard_size)
     target = check_output(output)
     cfg = load_config(config)

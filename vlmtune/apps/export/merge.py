@@ -25,7 +25,8 @@ from vlmtune.models.lazy_model import LazyModel, cast_all, grow_embeddings, open
 from vlmtune.models.loading import build_outline, parse_dtype
 from vlmtune.models.quantization import quantization_config
 from vlmtune.models.rounding import quantized_again
-from vlmtune.utils.errors import CheckpointError, ConfigError
+from vlmtune.utils.device import named_device
+from vlmtune.utils.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def merge(
     """
     check_shard_size(max_shard_size)
     target = check_output(output)
-    where = _merge_device(device)
+    where = named_device(device)
     config = read_config(base)
     family = find_family(config.model_type)
     chosen = choose_layout(file_format, base=base, family=family, dtype=dtype)
@@ -87,14 +88,6 @@ def merge(
             folder, 'merged', family=family, base=base, record=record, is_original=is_original, note=changed.note
         )
     logger.info('wrote the merged model to %s', target)
-
-
-def _merge_device(device: str) -> torch.device:
-    if device not in ('auto', 'cpu', 'cuda'):
-        raise ConfigError(f'--device {device}: expected cpu, cuda or auto')
-    if device == 'cuda' and not torch.cuda.is_available():
-        raise ConfigError('--device cuda: torch sees no GPU here; use --device cpu')
-    return torch.device('cuda' if device != 'cpu' and torch.cuda.is_available() else 'cpu')
 
 
 def _merged_model(model: LazyModel, adapter: Path, *, record: ExportRecord | None, device: torch.device) -> LazyModel:

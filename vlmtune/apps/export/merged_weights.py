@@ -77,7 +77,7 @@ def _merged(module: Any, inside: Mapping[str, Weight], name: str, *, path: str, 
     for inner, weight in inside.items():
         home, _, leaf = inner.rpartition('.')
         values = weight.read().to(device, torch.float32, copy=True)  # the file's own must not be written to
-        base.get_submodule(home)._parameters[leaf] = nn.Parameter(values, requires_grad=False)
+        base.get_submodule(home).register_parameter(leaf, nn.Parameter(values, requires_grad=False))
     layer.to(device, torch.float32)
     try:
         if hasattr(layer, 'unload_and_optionally_merge_module'):

@@ -11,6 +11,7 @@ from vlmtune.apps.export.record import ExportRecord
 from vlmtune.families import Family
 from vlmtune.layouts import Layout, find_layout, open_weights, read_config
 from vlmtune.layouts.view import TEMPLATE_FILE
+from vlmtune.utils.hub import is_modelscope, looks_like_id
 from vlmtune.utils.pretrained import find_folder, read_source_json
 
 Kind: TypeAlias = Literal['adapter', 'full', 'merged']
@@ -195,7 +196,9 @@ class ModelCard:
 
 
 def _is_id(name_or_path: str) -> bool:
-    return not os.path.isdir(os.path.expanduser(name_or_path)) and name_or_path.count('/') == 1
+    """A name of the Hugging Face hub: it refuses a card with another."""
+    is_folder = os.path.isdir(os.path.expanduser(name_or_path))
+    return looks_like_id(name_or_path) and not is_modelscope(name_or_path) and not is_folder
 
 
 def _template(folder: Path) -> bytes | None:

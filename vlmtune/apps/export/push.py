@@ -12,9 +12,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from vlmtune.apps.export.adapters import refuse_checkpoint
 from vlmtune.utils.adapter_folder import ADAPTER_CONFIG, base_of, is_adapter
-from vlmtune.utils.errors import CheckpointError, ConfigError, UserError, one_line
+from vlmtune.utils.errors import CheckpointError, ConfigError, UserError, first_line, one_line
 from vlmtune.utils.extras import need
-from vlmtune.utils.hub import first_line, hub_answers, why_no_answer
+from vlmtune.utils.hub import hub_answers, why_no_answer
 from vlmtune.utils.secrets import remember_secret, without_secrets
 
 logger = logging.getLogger(__name__)

@@ -23,6 +23,7 @@ from vlmtune.models.tuning import part_of
 from vlmtune.utils.adapter_folder import ADAPTER_CONFIG, adapter_settings
 from vlmtune.utils.device import find_device
 from vlmtune.utils.errors import CheckpointError, ConfigError
+from vlmtune.utils.hub import looks_like_id
 
 logger = logging.getLogger(__name__)
 
@@ -118,8 +119,8 @@ def data_names(node: Any, key: str = '') -> Iterator[str]:
         for value in node:
             yield from data_names(value, key)
     elif key == 'path' and isinstance(node, str):
-        local = os.path.isabs(node) or node.startswith(('.', '~')) or os.path.exists(node)
-        yield os.path.basename(node.rstrip('/')) if local else node
+        is_id = looks_like_id(node) and not os.path.exists(node)
+        yield node if is_id else os.path.basename(node.rstrip('/'))
 
 
 # ---- the model it was trained from
@@ -152,7 +153,7 @@ def find_base(trained: Trained, *, fallback: Mapping[str, Any]) -> str | Mapping
         return given if isinstance(given, Mapping) else str(given)
     if isinstance(recorded, Mapping):
         return _parts_at_hand(recorded, given=given if isinstance(given, Mapping) else {})
-    is_gone = not os.path.isdir(os.path.expanduser(recorded)) and (os.path.isabs(recorded) or recorded.count('/') != 1)
+    is_gone = not os.path.isdir(os.path.expanduser(recorded)) and not looks_like_id(recorded)
     if is_gone and isinstance(given, str) and given != recorded:
         logger.warning('%s, the base model of the checkpoint, is gone; taking %s from the config', recorded, given)
         return given
@@ -166,7 +167,7 @@ def _parts_at_hand(recorded: Mapping[str, Any], *, given: Mapping[str, Any]) -> 
     parts = dict(recorded)
     for name, place in recorded.items():
         other = given.get(name)
-        is_path = isinstance(place, str) and (name == 'pretrained_pth' or os.path.isabs(place) or place.count('/') != 1)
+        is_path = isinstance(place, str) and (name == 'pretrained_pth' or not looks_like_id(place))
         if is_path and isinstance(other, str) and other != place and not os.path.exists(os.path.expanduser(place)):
             logger.warning('%s %s of the checkpoint is gone; taking %s from the config', name, place, other)
             parts[name] = other

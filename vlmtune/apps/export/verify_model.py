@@ -25,8 +25,8 @@ from vlmtune.layouts import find_layout, read_config
 from vlmtune.models import load_model
 from vlmtune.models.loading import DTYPES
 from vlmtune.structures import IGNORE_INDEX, Conversation, ImageRef, Sample, user_message
-from vlmtune.utils.device import find_device
-from vlmtune.utils.errors import ConfigError, ModelError
+from vlmtune.utils.device import named_device
+from vlmtune.utils.errors import ConfigError, ModelError, first_line
 
 SENTENCES = (
     'The capital of France is Paris, and the capital of Italy is Rome. Water boils at one hundred degrees Celsius.',
@@ -98,11 +98,10 @@ def verify_model(
         UserError: a weight is missing, unknown or of another shape, the tokenizer lacks a token, the image tokens are
             not as many as the features, or a logit is not finite.
     """
-    if device not in ('auto', 'cpu', 'cuda'):
-        raise ConfigError(f'--device {device}: expected cpu, cuda or auto')
+    where = named_device(device)
     if dtype not in (*DTYPES, 'auto'):
         raise ConfigError(f'--dtype {dtype}: expected auto or one of {", ".join(DTYPES)}')
-    found = verify(path, dtype=dtype, device=find_device() if device == 'auto' else torch.device(device))
+    found = verify(path, dtype=dtype, device=where)
     print(json.dumps(asdict(found), ensure_ascii=False) if output == 'json' else as_text(found))
 
 
@@ -124,8 +123,9 @@ def verify(path: str, *, dtype: str, device: torch.device) -> Verification:
     chance = math.log(model.get_input_embeddings().get_parameter('weight').shape[0])
     if loss > _SUSPICIOUS * chance:
         warnings.append(
-            f'the loss on plain sentences is {loss:.3f}, that of chance is {chance:.3f}: the weights are untrained, or '
-            'they are not computed with as they were trained'
+            f'the loss on plain sentences is {loss:.3f}, that of chance is {chance:.3f}. A model that has only learned '
+            "short answers, as the quickstart's, is like that: ask it what it was trained for (vlmtune chat). Of any "
+            'other, the weights are untrained, or they are not computed with as they were trained'
         )
     return Verification(
         path=path,
@@ -179,7 +179,7 @@ def _sentence_loss(model: PreTrainedModel, processor: Processor) -> float:
         first = processor.tokenizer.bos_token_id
         start = np.array([] if first is None else [first], np.int32)
         ids = np.concatenate([start, processor.encode_text(sentence)])
-        logits = _logits(model, prompt_inputs(processor, [Sample(ids, np.full_like(ids, IGNORE_INDEX))]))
+        logits = logits_of(model, prompt_inputs(processor, [Sample(ids, np.full_like(ids, IGNORE_INDEX))]))
         following = torch.from_numpy(ids[1:]).long().to(logits.device)
         losses.append(torch.nn.functional.cross_entropy(logits[:-1], following, reduction='none'))
     return float(torch.cat(losses).mean())
@@ -188,7 +188,7 @@ def _sentence_loss(model: PreTrainedModel, processor: Processor) -> float:
 def _case(model: PreTrainedModel, processor: Processor, name: str, conversation: Conversation) -> Case:
     sample = encode_prompt(processor, conversation)
     inputs = prompt_inputs(processor, [sample])
-    logits = _logits(model, inputs).cpu()
+    logits = logits_of(model, inputs).cpu()
     if not torch.isfinite(logits).all():
         raise ModelError(f'{name}: {int((~torch.isfinite(logits)).sum())} of {logits.numel()} logits are not finite')
     values, places = logits[-1].topk(min(_TOP, logits.shape[-1]))
@@ -211,8 +211,12 @@ def _case(model: PreTrainedModel, processor: Processor, name: str, conversation:
     )
 
 
-def _logits(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
-    """float32[L, V]
+def logits_of(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+    """float32[L, V] of one prompt.
+
+    Args:
+        model: of transformers.
+        inputs: ``prompt_inputs`` of the prompt.
 
     Raises:
         ModelError: the model does not take the inputs, as with image tokens that are not as many as the features.
@@ -221,7 +225,7 @@ def _logits(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
     try:
         return model(**placed, use_cache=False).logits[0].float()
     except ValueError as error:
-        raise ModelError(f'the model does not take its inputs: {str(error).splitlines()[0][:200]}') from error
+        raise ModelError(f'the model does not take its inputs: {first_line(error)}') from error
 
 
 def _checksum(tensor: Tensor) -> str:

@@ -7,6 +7,7 @@ from string import Template
 
 from vlmtune.utils.secrets import without_secrets
 
+_COLOURS = 8  # of the plots
 _FORBIDDEN = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]')
 
 _PAGE = Template("""<!DOCTYPE html>
@@ -51,7 +52,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, label: str = ''
 
 def chip(name: str, colour: int | str) -> str:
     """A name with its colour; a colour is a number of the plots or a class of the style sheet."""
-    kind = f'c{colour % 8}' if isinstance(colour, int) else colour
+    kind = f'c{colour % _COLOURS}' if isinstance(colour, int) else colour
     return f'<span class="chip"><i class="{kind}"></i>{text(name)}</span>'
 
 

@@ -19,6 +19,7 @@ _SHOWN = {
     'tflops': 'TFLOP/s per device',
 }
 _EXACT = ('lr', 'memory_mib')  # they do not scatter
+_DOTS = 500  # of a cloud of points
 _ELSEWHERE = {'step', 'epoch', 'loss', 'samples', 'time', 'data_time_share', *(f'{phase}_time' for phase in PHASES)}
 
 
@@ -112,8 +113,8 @@ def cost_plots(results: Sequence[tuple[int, Result]]) -> list[Plot]:
     return [made for made in plots if made.svg]
 
 
-def _thinned(points: Sequence[Point], *, most: int = 500) -> list[Point]:
-    return list(points[:: -(-len(points) // most) or 1])
+def _thinned(points: Sequence[Point]) -> list[Point]:
+    return list(points[:: -(-len(points) // _DOTS) or 1])
 
 
 def megapixels(row: dict) -> float:

@@ -204,12 +204,14 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def settings_of(config: str) -> dict[str, str]:
     """Every setting of a resolved config by its dotted name, values as Python text."""
-    return {name: ast.unparse(node) for name, node in _settings(config).items()}
+    return {name: text for name, (text, _) in _settings(config).items()}
 
 
-def _settings(config: str) -> dict[str, ast.expr]:
+def _settings(config: str) -> dict[str, tuple[str, Any]]:
+    """Text and value of every setting."""
     try:
-        return {full: leaf for name, node in assignments(config, name='') for full, leaf in _flatten(name, node)}
+        leaves = [leaf for name, node in assignments(config, name='') for leaf in _flatten(name, node)]
+        return {name: (ast.unparse(node), value_of(node, {})) for name, node in leaves}
     except (ConfigError, RecursionError):
         return {}
 
@@ -226,5 +228,5 @@ def image_folders(config: str) -> list[str]:
     """Every ``image_folder`` of a resolved config; those of tests and validation come first."""
     found = _settings(config)
     names = [name for name in found if name.rpartition('.')[2] == 'image_folder']
-    values = [value_of(found[name], {}) for name in sorted(names, key=lambda n: not n.startswith(('test', 'val')))]
+    values = [found[name][1] for name in sorted(names, key=lambda n: not n.startswith(('test', 'val')))]
     return [*dict.fromkeys(value for value in values if type(value) is str)]

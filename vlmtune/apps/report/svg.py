@@ -78,9 +78,9 @@ def averaged(points: Sequence[Point], *, window: int) -> list[Point]:
     return out
 
 
-def in_columns(points: Sequence[Point], *, most: int = _COLUMNS) -> list[Point]:
-    """At most this many points, each the mean of its neighbourhood."""
-    size = -(-len(points) // most) if points else 1
+def in_columns(points: Sequence[Point]) -> list[Point]:
+    """A point for each column of a plot, at most: each the mean of its neighbourhood."""
+    size = -(-len(points) // _COLUMNS) if points else 1
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 

@@ -56,7 +56,8 @@ class CheckpointHook(Hook):
         if self.monitor is not None and runner.val_loop is not None:
             self.monitor.ask(runner.val_loop.evaluator)
             self._name_best(runner)
-        if runner._resume is True and runner.rank == 0:  # a kill right behind a save leaves what it would have removed
+        if runner.resume_setting is True and runner.rank == 0:
+            # A kill right behind a save leaves what it would have removed.
             checkpoint.purge(Path(runner.work_dir), keep=self.max_keep_ckpts)
         runner.saver.check_space(Path(runner.work_dir), save_optimizer=self.save_optimizer)
 
