@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from vlmtune.cli import main
-from vlmtune.config import config_mistakes, dump_config, list_recipes, load_config
+from vlmtune.config import config_mistakes, dump_config, load_config
 from vlmtune.engine.checkpoint import WEIGHTS_FILE, verify
 from vlmtune.families import FAMILIES, Family
+from vlmtune.recipes import list_recipes
 from vlmtune.testing import TinyData
 from vlmtune.testing.tiny_originals import TINY_ORIGINALS
 from vlmtune.testing.tiny_towers import write_tiny_tower

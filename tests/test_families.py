@@ -85,7 +85,7 @@ def test_a_family_that_packs_needs_no_reason_and_one_that_does_not_needs_one():
 def test_find_family():
     assert find_family('qwen2_5_vl') is FAMILIES['qwen2_5_vl']
     with pytest.raises(
-        ModelError, match=r"'qwen25_vl' is not supported, the nearest is 'qwen2_5_vl'; supported are gemma"
+        ModelError, match=r"'qwen25_vl' is not supported, did you mean 'qwen2_5_vl'\?; supported are gemma"
     ):
         find_family('qwen25_vl')
     with pytest.raises(ModelError, match="'zzz' is not supported; supported are"):

@@ -12,6 +12,8 @@ import vlmtune.models, vlmtune.data, vlmtune.engine
 print('imported', [name for name in {optional} if name in sys.modules])
 vlmtune.models.SupervisedFinetune({model!r}, tune=dict(projector='full'), dtype='float32')
 print('built', [name for name in {optional} if name in sys.modules])
+import logging
+print('bitsandbytes warns', logging.getLogger('bitsandbytes.backends.cpu.ops').isEnabledFor(logging.WARNING))
 """
 
 
@@ -19,4 +21,4 @@ def test_optional_libraries_stay_out(tiny_model):
     """Neither importing the rooms nor a model without LoRA and quantisation loads one."""
     code = CODE.format(optional=OPTIONAL, model=str(tiny_model('llava')))
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.splitlines() == ['imported []', 'built []']
+    assert done.stdout.splitlines() == ['imported []', 'built []', 'bitsandbytes warns False']

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from vlmtune import __version__
 from vlmtune.utils.errors import Stopped, UserError
+from vlmtune.utils.log_format import LINE
 from vlmtune.verbs import (
     chat,
     configs,
@@ -108,15 +109,12 @@ def _complain(message: str, *, debug: bool = False) -> None:
 
 def _log_to_terminal(debug: bool) -> None:
     """Shows what the library logs, of the first process only."""
-    logging.getLogger('bitsandbytes').setLevel(
-        logging.ERROR
-    )  # peft imports it in every LoRA run; it warns about kernels
     logger = logging.getLogger('vlmtune')
     for handler in [handler for handler in logger.handlers if handler.name == _HANDLER]:
         logger.removeHandler(handler)
     terminal = logging.StreamHandler()
     terminal.name = _HANDLER
-    terminal.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(message)s', '%m/%d %H:%M:%S'))
+    terminal.setFormatter(LINE)
     terminal.setLevel(logging.WARNING if _rank() else logging.NOTSET)
     logger.addHandler(terminal)
     logger.setLevel(logging.DEBUG if debug else logging.INFO)

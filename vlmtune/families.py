@@ -5,11 +5,11 @@ Adding a model that transformers already has means one row here, one recipe, one
 transformers 5 (they are not the names on disk; ``save_pretrained`` maps those back).
 """
 
-import difflib
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from vlmtune.utils.errors import ModelError
+from vlmtune.utils.suggest import did_you_mean
 
 PartName: TypeAlias = Literal['vision_encoder', 'projector', 'llm', 'embeddings', 'lm_head']
 PARTS: tuple[PartName, ...] = ('vision_encoder', 'projector', 'llm', 'embeddings', 'lm_head')
@@ -272,9 +272,7 @@ def find_family(model_type: str) -> Family:
     if model_type in FAMILIES:
         return FAMILIES[model_type]
     known = sorted({*FAMILIES, *LAYOUTS}, key=str.lower)
-    near = difflib.get_close_matches(model_type, known, n=1)
-    hint = f', the nearest is {near[0]!r}' if near else ''
     raise ModelError(
-        f'model type {model_type!r} is not supported{hint}; supported are {", ".join(known)} '
-        '(CONTRIBUTING.md says how to add a family)'
+        f'model type {model_type!r} is not supported{did_you_mean(model_type, known)}; supported are '
+        f'{", ".join(known)} (CONTRIBUTING.md says how to add a family)'
     )

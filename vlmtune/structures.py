@@ -15,7 +15,6 @@ IGNORE_INDEX = -100
 """The label of a position that is not learned."""
 
 Role: TypeAlias = Literal['system', 'user', 'assistant']
-ROLES: tuple[str, ...] = get_args(Role)
 
 BoxConvention: TypeAlias = Literal['pixel', 'unit', 'thousand']
 """What the numbers of a box count: pixels of the upright image, or shares of its width and height, of 1 or of 1000."""

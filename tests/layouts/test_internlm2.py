@@ -172,7 +172,7 @@ def test_positions_of_none_are_plain_ones(own: Golden):
 @pytest.mark.parametrize('model_type', ['internlm', 'internlm3'])
 def test_the_first_and_the_third_generation_are_refused(model_type: str, own: Golden):
     own.write('config.json', {**own.note['config'], 'model_type': model_type})
-    with pytest.raises(ModelError, match=rf"model type '{model_type}' is not supported, the nearest is 'internlm2'"):
+    with pytest.raises(ModelError, match=rf"model type '{model_type}' is not supported, did you mean 'internlm2'\?"):
         load_model(str(own.folder))
 
 

@@ -241,7 +241,7 @@ def test_a_model_that_is_not_there(tmp_path):
 def test_a_family_that_is_not_supported(tmp_path):
     (tmp_path / 'config.json').write_text('{"model_type": "mistral3"}')
     with pytest.raises(
-        ModelError, match=r"model type 'mistral3' is not supported, the nearest is 'mistral'; supported are"
+        ModelError, match=r"model type 'mistral3' is not supported, did you mean 'mistral'\?; supported are"
     ):
         SupervisedFinetune(str(tmp_path), tune=dict(llm='full'))
 

@@ -11,8 +11,9 @@ def test_train_passes_everything_on(called):
     assert called == [
         (
             'train',
-            ('my.py',),
+            (),
             dict(
+                config='my.py',
                 work_dir='w',
                 resume=True,
                 overrides={'lr': 1e-5, 'tune.llm': 'full', 'x': None},
@@ -32,11 +33,16 @@ def test_train_passes_everything_on(called):
 
 def test_data_verbs_pass_everything_on(called):
     assert main('check-data my.py --json --decode --cfg-options max_length=9'.split()) == 0
-    assert called[-1] == ('check_data', ('my.py',), dict(overrides={'max_length': 9}, as_json=True, decode=True))
+    assert called[-1] == (
+        'check_data',
+        (),
+        dict(config='my.py', overrides={'max_length': 9}, as_json=True, decode=True),
+    )
+    asked = dict(config='my.py', overrides={'lr': 1})
     assert main('browse-data my.py --out p.html -n 3 --cfg-options lr=1'.split()) == 0
-    assert called[-1] == ('browse_data', ('my.py',), dict(out='p.html', count=3, indices=None, overrides={'lr': 1}))
+    assert called[-1] == ('browse_data', (), dict(asked, out='p.html', count=3, indices=None))
     assert main('browse-data my.py --text --indices 4 5'.split()) == 0
-    assert called[-1] == ('browse_data', ('my.py',), dict(out=None, count=20, indices=[4, 5], overrides={}))
+    assert called[-1] == ('browse_data', (), dict(asked, out=None, count=20, indices=[4, 5], overrides={}))
 
 
 def test_check_data_gives_its_exit_code(called):
@@ -47,12 +53,12 @@ def test_check_data_gives_its_exit_code(called):
 def test_convert_and_chat_pass_everything_on(called):
     assert main('convert pth_to_hf c.py iter_1.pth out --fp32 --device cpu --format original'.split()) == 0
     options = dict(max_shard_size='5GB', dtype='float32', device='cpu', file_format='original')
-    assert called[-1] == ('pth_to_hf', ('c.py', 'iter_1.pth', 'out'), options)
+    assert called[-1] == ('pth_to_hf', (), dict(options, config='c.py', checkpoint='iter_1.pth', output='out'))
     assert main('convert merge base adapter out --dtype bfloat16 --max-shard-size 2GB'.split()) == 0
     options = dict(max_shard_size='2GB', dtype='bfloat16', device='auto', file_format=None)
-    assert called[-1] == ('merge', ('base', 'adapter', 'out'), options)
+    assert called[-1] == ('merge', (), dict(options, base='base', adapter='adapter', output='out'))
     assert main('verify-model m --dtype auto --device cpu --json'.split()) == 0
-    assert called[-1] == ('verify_model', ('m',), dict(dtype='auto', device='cpu', output='json'))
+    assert called[-1] == ('verify_model', (), dict(path='m', dtype='auto', device='cpu', output='json'))
     line = 'chat m --adapter a --image 1.png 2.png --prompt hi --system s --max-new-tokens 9 --temperature 0.5'
     line += ' --top-p 0.9 --top-k 4 --seed 1 --bits 4 --image 3.png --boxes --draw-boxes b.png'
     line += ' --example p.png Read. @p.md --example q.png Read. Nothing.'

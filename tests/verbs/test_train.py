@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vlmtune.cli import build_parser, main
-from vlmtune.verbs.train import train_command
+from vlmtune.verbs.train import resume_command, train_command
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,6 +29,7 @@ def test_nproc_starts_the_same_command_under_torchrun(called, launched, recipe):
     assert nproc == 2
     assert main(command) == 0  # a launcher is given, so nothing is launched again
     expected = dict(
+        config=str(recipe),
         work_dir='w',
         resume=True,
         overrides={'lr': 3},
@@ -38,7 +39,7 @@ def test_nproc_starts_the_same_command_under_torchrun(called, launched, recipe):
         reset_optimizer=False,
         dry_run=True,
     )
-    assert called == [('train', (str(recipe),), expected)]
+    assert called == [('train', (), expected)]
 
 
 def test_the_variable_does_the_same(called, launched, recipe, monkeypatch, capsys):
@@ -63,6 +64,19 @@ def test_config_mistakes_are_told_once_before_anything_starts(called, launched, 
     assert main(['train', str(recipe), '--nproc', '2', '--cfg-options', 'lrr=3']) == 1
     assert launched == []
     assert capsys.readouterr().err == "error: --cfg-options lrr: unknown name 'lrr', did you mean 'lr'?\n"
+
+
+@pytest.mark.parametrize(
+    ('typed', 'goes_on'),
+    [
+        ('train c.py', 'train c.py --resume'),
+        ('train c.py --seed 3 --resume a --cfg-options lr=3', 'train c.py --seed 3 --resume --cfg-options lr=3'),
+        ('train c.py --dry-run', 'train c.py --dry-run'),
+        ('train c.py --dry-run --resume a', 'train c.py --resume a --dry-run'),
+    ],
+)
+def test_what_to_type_to_go_on(typed, goes_on):
+    assert resume_command(build_parser().parse_args(typed.split())) == f'vlmtune {goes_on}'
 
 
 def test_every_option_of_train_reaches_the_processes():

@@ -1,7 +1,6 @@
 """Compares a config with the classes and functions it names, before anything is built."""
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +13,7 @@ from vlmtune.config.signature import Signature
 from vlmtune.config.targets import UnknownTarget, find_target
 from vlmtune.utils.suggest import did_you_mean
 
-INJECTED = frozenset(
+_INJECTED = frozenset(
     """
     processor model dataset tokenizer runner dataloader evaluator optimizer params optim_wrapper_cfg paramwise_cfg
     name save_dir work_dir experiment_name env_kwargs rows row conversation image_sizes predictions references samples
@@ -22,7 +21,7 @@ INJECTED = frozenset(
 )
 """Arguments that whoever builds a config part supplies, so that a config need not."""
 
-ALLOWED_KEYS: Mapping[str, Collection[str]] = MappingProxyType(
+_ALLOWED_KEYS: Mapping[str, Collection[str]] = MappingProxyType(
     {
         'train_dataloader': DATALOADER_KEYS,
         'val_dataloader': QUESTION_LOADER_KEYS,
@@ -49,28 +48,19 @@ _ITEM_KEYS = {
 _COMPLETE = ('rows',)  # functions that are called with what the config gives and nothing else
 
 
-def config_mistakes(
-    cfg: Config,
-    *,
-    injected: Collection[str] = INJECTED,
-    allowed_keys: Mapping[str, Collection[str]] = ALLOWED_KEYS,
-    required: Collection[str] = (),
-) -> list[str]:
+def config_mistakes(cfg: Config, *, required: Collection[str] = ()) -> list[str]:
     """What is wrong with the parts of a config, one line each, led by the path of the part.
 
     The classes and functions are imported (so torch is), nothing is built.
 
     Args:
         cfg: as ``load_config`` returns it.
-        injected: names of arguments that are always supplied.
-        allowed_keys: ``{path: keys}`` for dicts without a ``type``.
         required: top-level names that must be there.
     """
     items = config_items(cfg)
     mistakes = [f'{name} is missing' for name in sorted(required) if items.get(name) is None]
-    checker = _Checker(frozenset(injected), allowed_keys)
     for name in RUNNER_NAMES & items.keys():
-        mistakes += checker.check(items[name], name)
+        mistakes += _check(items[name], name)
     return sorted(mistakes)
 
 
@@ -83,62 +73,60 @@ def check_config(cfg: Config, **options: Any) -> None:
     raise_mistakes(config_mistakes(cfg, **options), where=str(cfg.filename or 'the config'))
 
 
-@dataclass(frozen=True)
-class _Checker:
-    injected: frozenset[str]
-    allowed_keys: Mapping[str, Collection[str]]
+def _check(value: Any, path: str, *, inside: bool = False) -> Iterator[str]:
+    """``inside``: within the arguments of a class, where a dict with a ``type`` may also be plain data."""
+    if isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _check(item, f'{path}.{index}', inside=inside)
+    if is_object(value):
+        yield from _import_mistakes(value, path)
+    if not isinstance(value, dict):
+        return
+    items = dict(raw_items(value))
+    kind = items.pop('type', None)
+    for key, item in items.items():
+        yield from _check(item, f'{path}.{key}', inside=inside or kind is not None)
+    if path in _ALLOWED_KEYS:
+        yield from _unknown_keys(items, path, _ALLOWED_KEYS[path])
+    if kind is None:
+        return
+    try:
+        target = find_target(kind, must_exist=not inside)
+    except UnknownTarget as error:
+        yield f'{path}.type: {error}'
+        return
+    if target is not None:
+        yield from _check_arguments(Signature.of(target), items, path)
 
-    def check(self, value: Any, path: str, *, inside: bool = False) -> Iterator[str]:
-        """``inside``: within the arguments of a class, where a dict with a ``type`` may also be plain data."""
-        if isinstance(value, list | tuple):
-            for index, item in enumerate(value):
-                yield from self.check(item, f'{path}.{index}', inside=inside)
-        if is_object(value):
-            yield from self._import_mistakes(value, path)
-        if not isinstance(value, dict):
-            return
-        items = dict(raw_items(value))
-        kind = items.pop('type', None)
-        for key, item in items.items():
-            yield from self.check(item, f'{path}.{key}', inside=inside or kind is not None)
-        if path in self.allowed_keys:
-            yield from self._unknown_keys(items, path, self.allowed_keys[path])
-        if kind is None:
-            return
-        try:
-            target = find_target(kind, must_exist=not inside)
-        except UnknownTarget as error:
-            yield f'{path}.type: {error}'
-            return
-        if target is not None:
-            yield from self._check_arguments(Signature.of(target), items, path)
 
-    def _import_mistakes(self, value: Any, path: str) -> Iterator[str]:
-        """For a class that is no ``type=``, such as ``constructor=``."""
-        try:
-            find_target(value, must_exist=True)
-        except UnknownTarget as error:
-            yield f'{path}: {error}'
+def _import_mistakes(value: Any, path: str) -> Iterator[str]:
+    """For a class that is no ``type=``, such as ``constructor=``."""
+    try:
+        find_target(value, must_exist=True)
+    except UnknownTarget as error:
+        yield f'{path}: {error}'
 
-    def _check_arguments(self, signature: Signature | None, given: dict[Any, Any], path: str) -> Iterator[str]:
-        owner, _, last = path.rpartition('.')
-        if signature is None:
-            return
-        extra = (*_PART_KEYS.get(path, ()), *_ITEM_KEYS.get(owner, ()))
-        if not signature.open:
-            yield from self._unknown_keys(given, path, [*signature.names, *extra])
-        for name, nested in signature.nested.items():
-            item = given.get(name)
-            if isinstance(item, dict) and 'type' not in item and f'{path}.{name}' not in self.allowed_keys:
-                yield from self._unknown_keys(dict(raw_items(item)), f'{path}.{name}', nested)
-        needed = signature.required if signature.is_class or last in _COMPLETE else signature.required_by_name
-        for name in needed:
-            if name not in given and name not in self.injected:
-                yield f'{path}: {signature.shown} needs the argument {name!r}'
 
-    def _unknown_keys(self, given: Mapping[Any, Any], path: str, valid: Collection[str]) -> Iterator[str]:
-        for key in given:
-            if key not in valid:
-                near = did_you_mean(str(key), valid)
-                hint = near or (f'; valid are {", ".join(sorted(valid))}' if len(valid) <= 20 else '')
-                yield f'{path}.{key}: unknown argument{hint}'
+def _check_arguments(signature: Signature | None, given: dict[Any, Any], path: str) -> Iterator[str]:
+    owner, _, last = path.rpartition('.')
+    if signature is None:
+        return
+    extra = (*_PART_KEYS.get(path, ()), *_ITEM_KEYS.get(owner, ()))
+    if not signature.open:
+        yield from _unknown_keys(given, path, [*signature.names, *extra])
+    for name, nested in signature.nested.items():
+        item = given.get(name)
+        if isinstance(item, dict) and 'type' not in item and f'{path}.{name}' not in _ALLOWED_KEYS:
+            yield from _unknown_keys(dict(raw_items(item)), f'{path}.{name}', nested)
+    needed = signature.required if signature.is_class or last in _COMPLETE else signature.required_by_name
+    for name in needed:
+        if name not in given and name not in _INJECTED:
+            yield f'{path}: {signature.shown} needs the argument {name!r}'
+
+
+def _unknown_keys(given: Mapping[Any, Any], path: str, valid: Collection[str]) -> Iterator[str]:
+    for key in given:
+        if key not in valid:
+            near = did_you_mean(str(key), valid)
+            hint = near or (f'; valid are {", ".join(sorted(valid))}' if len(valid) <= 20 else '')
+            yield f'{path}.{key}: unknown argument{hint}'

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vlmtune.models.attention import describe_attention
+from vlmtune.models.modes import in_evaluation
 from vlmtune.models.supervised_finetune import SupervisedFinetune
 from vlmtune.utils.errors import ConfigError, TrainingError
 
@@ -89,17 +90,11 @@ def check_isolation(
     Raises:
         TrainingError: the samples see each other, or the first one does not feel its own change.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            before, after, single = (
-                model.hidden_states({k: v.clone() for k, v in batch.items()})[0].float()
-                for batch in (packed, changed, alone)
-            )
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with in_evaluation(model), torch.no_grad():
+        before, after, single = (
+            model.hidden_states({k: v.clone() for k, v in batch.items()})[0].float()
+            for batch in (packed, changed, alone)
+        )
     second = before[border:]
     single = single[: len(second)]  # where it has no image but the first sample has, the collator's filler is behind it
     scale = float(second.abs().max())

@@ -105,8 +105,16 @@ def load_model(
     whether and what loading draws depends on how the weights are loaded, and what is drawn next must not.
 
     Args:
+        pretrained_model_name_or_path: a folder, a hub id, or the parts of a LLaVA, see docs/llava.md.
+        dtype: of the weights that are not quantised.
+        quantization: None, 'nf4' or 'int8', of the language model's linear layers.
+        attn_implementation: a name of transformers: 'sdpa', 'eager', 'flash_attention_2', ...
+        device: where quantised weights are made, or 'meta'.
+        trust_remote_code: whether transformers may run code that lies beside the weights.
+        revision: branch, tag or commit of a hub id.
         refuse_unknown: refuse weights that the model does not have, too; in other layouts than that of transformers
             they always are. Older files hold tables that are computed now, which harm no training.
+        offload_folder: weights that fit neither the GPUs nor the memory go into files there; None: they have to fit.
 
     Raises:
         ModelError: the checkpoint cannot be read, its family is not supported, or a weight is missing or of another

@@ -1,7 +1,7 @@
-"""Weights of which every rank holds only a piece (ZeRO-3), seen as what they stand for.
+"""Weights that are stored otherwise (in pieces under ZeRO-3, in 4 bit), seen as what they stand for.
 
-DeepSpeed leaves an empty tensor in the place of such a weight and notes its shape beside it. Code that only looks at
-sizes asks here; code that reads or writes values gathers them first, on all ranks.
+DeepSpeed leaves an empty tensor in the place of a weight in pieces and notes its shape beside it. Code that only looks
+at sizes asks here; code that reads or writes values gathers them first, on all ranks.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,14 +21,9 @@ def is_sharded(parameter: nn.Parameter) -> bool:
 
 
 def logical_shape(parameter: Any) -> torch.Size:
-    """The shape of the whole weight."""
-    return torch.Size(getattr(parameter, 'ds_shape', parameter.shape))
-
-
-def logical_size(parameter: nn.Parameter) -> int:
-    """Number of weights, also where bitsandbytes stores two 4-bit weights in one element."""
+    """The shape of the whole weight, also where bitsandbytes stores two 4-bit weights in one element."""
     quantized = getattr(parameter, 'quant_state', None)
-    return torch.Size(quantized.shape).numel() if quantized is not None else logical_shape(parameter).numel()
+    return torch.Size(getattr(parameter, 'ds_shape', parameter.shape) if quantized is None else quantized.shape)
 
 
 @contextmanager

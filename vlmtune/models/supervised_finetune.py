@@ -21,15 +21,16 @@ from vlmtune.models.loading import load_model, parse_dtype, read_family
 from vlmtune.models.lora import inject_lora
 from vlmtune.models.neftune import EmbeddingNoise
 from vlmtune.models.quantization import quantization_config
-from vlmtune.models.sharded import logical_shape, logical_size
+from vlmtune.models.sharded import logical_shape
 from vlmtune.models.tuning import part_of, plan_parts, set_dtypes, tunable_parameters
 from vlmtune.models.vision_features import ready_images
 from vlmtune.ops import finish_images, linear_cross_entropy
 from vlmtune.registry import MODELS
 from vlmtune.structures import IGNORE_INDEX
 from vlmtune.utils.device import find_device
-from vlmtune.utils.errors import CheckpointError, ConfigError
+from vlmtune.utils.errors import ConfigError
 from vlmtune.utils.imports import import_name
+from vlmtune.utils.tensor_file import TensorLayout, check_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -205,13 +206,19 @@ class SupervisedFinetune(nn.Module):
         """The parameters that train, by their names inside the transformers model."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
+    def trainable_layout(self) -> dict[str, TensorLayout]:
+        """What a checkpoint has of each of them: the whole of it, in float32."""
+        mine = self.named_trainable().items()
+        return {name: TensorLayout(torch.float32, tuple(logical_shape(parameter))) for name, parameter in mine}
+
     def report(self) -> list[PartReport]:
         """One row per part: mode, parameters, trainable ones, learning rate (None: the optimizer's)."""
         total, trainable = dict.fromkeys(self.plans, 0), dict.fromkeys(self.plans, 0)
         for name, parameter in self.model.named_parameters():
             part = self.part_of(name)
-            total[part] += logical_size(parameter)
-            trainable[part] += logical_size(parameter) if parameter.requires_grad else 0
+            size = logical_shape(parameter).numel()
+            total[part] += size
+            trainable[part] += size if parameter.requires_grad else 0
         return [PartReport(part, plan.mode, total[part], trainable[part], plan.lr) for part, plan in self.plans.items()]
 
     def load_trainable(self, state: Mapping[str, Tensor]) -> None:
@@ -220,22 +227,9 @@ class SupervisedFinetune(nn.Module):
         Raises:
             CheckpointError: names or shapes are not exactly those that train.
         """
-        mine = self.named_trainable()
-        missing, extra = sorted(set(mine) - set(state)), sorted(set(state) - set(mine))
-        if missing or extra:
-            raise CheckpointError(
-                f'the checkpoint does not fit the tuned parts: {len(missing)} tensors are missing '
-                f'(first: {missing[:1]}), {len(extra)} are not trained here (first: {extra[:1]}); '
-                'use the config that made it'
-            )
-        wrong = [name for name, p in mine.items() if p.shape != state[name].shape]
-        if wrong:
-            name = wrong[0]
-            raise CheckpointError(
-                f'{name} is {tuple(state[name].shape)} in the checkpoint, {tuple(mine[name].shape)} here'
-            )
+        check_tensors({name: tensor.shape for name, tensor in state.items()}, wanted=self.trainable_layout())
         with torch.no_grad():
-            for name, parameter in mine.items():
+            for name, parameter in self.named_trainable().items():
                 parameter.copy_(state[name])
 
     # ---- forward

@@ -4,7 +4,6 @@
 settings, for example ``llm=dict(mode='lora', lr=1e-4, r=32, target_modules=['q_proj', 'v_proj'])``.
 """
 
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeAlias, get_args
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel
 from vlmtune.families import PARTS, Family, PartName
 from vlmtune.models.sharded import is_sharded
 from vlmtune.utils.errors import ConfigError, ModelError
+from vlmtune.utils.suggest import did_you_mean
 
 Mode: TypeAlias = Literal['frozen', 'lora', 'full']
 
@@ -57,8 +57,7 @@ class PartPlan:
 
 
 def _unknown(what: str, names: list[str], valid: tuple[str, ...]) -> ConfigError:
-    near = difflib.get_close_matches(names[0], valid, n=1)
-    hint = f', did you mean {near[0]!r}' if near else ''
+    hint = did_you_mean(names[0], valid)
     return ConfigError(f'{what}: unknown {", ".join(map(repr, names))}{hint}; expected {", ".join(valid)}')
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from vlmtune.apps.export.output_folder import check_output, check_shard_size
 from vlmtune.utils.errors import ConfigError
-from vlmtune.verbs.options import add_verb, positive
+from vlmtune.verbs.options import add_device, add_verb, given, positive
 
 
 def add_to(verbs: Any) -> None:
@@ -38,7 +38,7 @@ def _add_export_options(verb: argparse.ArgumentParser, *, formats: tuple[str, ..
     dtype = verb.add_mutually_exclusive_group()
     dtype.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'), help="of the weights (the model's own)")
     dtype.add_argument('--fp32', action='store_const', const='float32', dest='dtype', help='short for --dtype float32')
-    verb.add_argument('--device', choices=('cuda', 'cpu', 'auto'), default='auto')
+    add_device(verb)
     verb.add_argument(
         '--format',
         choices=formats,
@@ -58,7 +58,7 @@ def run_pth_to_hf(arguments: argparse.Namespace) -> None:
     _check(arguments)
     from vlmtune.apps.export.convert import pth_to_hf
 
-    pth_to_hf(arguments.config, arguments.checkpoint, arguments.output, **_export_options(arguments))
+    pth_to_hf(**given(arguments))
 
 
 def run_merge(arguments: argparse.Namespace) -> None:
@@ -68,22 +68,15 @@ def run_merge(arguments: argparse.Namespace) -> None:
     if arguments.is_clip:
         from vlmtune.apps.export.merge_clip import merge_clip
 
-        sizes = dict(max_shard_size=arguments.max_shard_size, dtype=arguments.dtype)
-        merge_clip(arguments.base, arguments.adapter, arguments.output, **sizes)
+        merge_clip(**given(arguments, 'is_clip', 'device', 'file_format'))
         return
     from vlmtune.apps.export.merge import merge
 
-    merge(arguments.base, arguments.adapter, arguments.output, **_export_options(arguments))
+    merge(**given(arguments, 'is_clip'))
 
 
 def run_quantize(arguments: argparse.Namespace) -> None:
     check_output(arguments.output)
     from vlmtune.apps.export.quantize import quantize
 
-    names = ('method', 'data', 'samples', 'max_length', 'group_size')
-    quantize(arguments.model, arguments.output, **{name: getattr(arguments, name) for name in names})
-
-
-def _export_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ('max_shard_size', 'dtype', 'device', 'file_format')
-    return {name: getattr(arguments, name) for name in names}
+    quantize(**given(arguments))

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from vlmtune.verbs.options import add_overrides, add_verb, positive
+from vlmtune.verbs.options import add_overrides, add_verb, given, positive
 
 
 def add_to(verbs: Any) -> None:
@@ -28,7 +28,7 @@ def run_check_data(arguments: argparse.Namespace) -> int:
     from vlmtune.config import parse_cfg_options
 
     overrides = parse_cfg_options(arguments.cfg_options)
-    return check_data(arguments.config, overrides=overrides, as_json=arguments.as_json, decode=arguments.decode)
+    return check_data(**given(arguments, 'cfg_options'), overrides=overrides)
 
 
 def run_browse_data(arguments: argparse.Namespace) -> None:
@@ -36,6 +36,4 @@ def run_browse_data(arguments: argparse.Namespace) -> None:
     from vlmtune.config import parse_cfg_options
 
     overrides = parse_cfg_options(arguments.cfg_options)
-    browse_data(
-        arguments.config, out=arguments.out, count=arguments.count, indices=arguments.indices, overrides=overrides
-    )
+    browse_data(**given(arguments, 'cfg_options', 'text'), overrides=overrides)

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from vlmtune.verbs.options import add_verb, positive
+from vlmtune.verbs.options import add_verb, given, positive
 
 
 def add_to(verbs: Any) -> None:
@@ -20,4 +20,4 @@ def add_to(verbs: Any) -> None:
 def run_report(arguments: argparse.Namespace) -> None:
     from vlmtune.apps.report import report
 
-    report(arguments.work_dirs, out=arguments.out, png=arguments.png, count=arguments.count)
+    report(arguments.work_dirs, **given(arguments, 'work_dirs'))

@@ -5,8 +5,7 @@ import shlex
 from typing import Any
 
 from vlmtune.utils.errors import Stopped
-from vlmtune.verbs.options import add_overrides, add_verb, positive
-from vlmtune.verbs.train import given, processes
+from vlmtune.verbs.options import add_overrides, add_verb, as_words, given, positive, processes
 
 
 def add_to(verbs: Any) -> None:
@@ -42,15 +41,13 @@ def run_test(arguments: argparse.Namespace) -> int:
         return code
     from vlmtune.apps.test import evaluate
 
-    names = ('out', 'limit', 'batch_size', 'work_dir', 'launcher')
-    options = {name: getattr(arguments, name) for name in names}
-    evaluate(arguments.config, arguments.checkpoint, overrides=overrides, **options)
+    evaluate(**given(arguments, 'cfg_options', 'nproc'), overrides=overrides)
     return 0
 
 
 def command(arguments: argparse.Namespace) -> list[str]:
     """The same command, but for who starts how many processes."""
     words = ['test', arguments.config, *([] if arguments.checkpoint is None else [arguments.checkpoint])]
-    words += given(arguments, 'out', 'work_dir', 'limit', 'batch_size')
+    words += as_words(arguments, 'out', 'work_dir', 'limit', 'batch_size')
     words += ['--debug'] if arguments.debug else []
     return words + (['--cfg-options', *arguments.cfg_options] if arguments.cfg_options else [])

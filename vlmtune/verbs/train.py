@@ -1,15 +1,11 @@
 """``vlmtune train``."""
 
 import argparse
-import os
 import shlex
 from typing import Any
 
-from vlmtune.utils.errors import Stopped, UserError
-from vlmtune.verbs.options import add_overrides, add_verb, positive
-
-NPROC_VARIABLE = 'NPROC_PER_NODE'
-"""How many processes ``train`` starts where --nproc does not say."""
+from vlmtune.utils.errors import Stopped
+from vlmtune.verbs.options import NPROC_VARIABLE, add_overrides, add_verb, as_words, given, positive, processes
 
 
 def add_to(verbs: Any) -> None:
@@ -69,17 +65,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     from vlmtune.apps.train import train
 
     try:
-        train(
-            arguments.config,
-            work_dir=arguments.work_dir,
-            resume=arguments.resume,
-            overrides=overrides,
-            seed=arguments.seed,
-            launcher=arguments.launcher,
-            deepspeed=arguments.deepspeed,
-            reset_optimizer=arguments.reset_optimizer,
-            dry_run=arguments.dry_run,
-        )
+        train(**given(arguments, 'cfg_options', 'nproc', 'max_restarts'), overrides=overrides)
     except Stopped as stop:
         if arguments.launcher != 'none':  # who launched us knows the command
             raise
@@ -87,44 +73,23 @@ def run_train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def processes(arguments: argparse.Namespace) -> int:
-    """How many processes we have to start ourselves, for a verb that has --launcher and --nproc.
-
-    Raises:
-        UserError: both a launcher and --nproc are given, or the variable is no number.
-    """
-    if arguments.launcher != 'none':
-        if arguments.nproc:
-            raise UserError(f'--nproc starts the processes itself; leave out --launcher {arguments.launcher}')
-        return 1
-    text = os.environ.get(NPROC_VARIABLE, '1')
-    if not arguments.nproc and not (text.isdecimal() and int(text) > 0):
-        raise UserError(f'{NPROC_VARIABLE} holds {text!r}, expected a positive integer')
-    nproc = arguments.nproc or int(text)
-    if getattr(arguments, 'max_restarts', None) and nproc == 1:
-        raise UserError('--max-restarts starts processes again that --nproc has started; give --nproc N with N > 1')
-    return nproc
-
-
 def train_command(arguments: argparse.Namespace) -> list[str]:
     """The command of one of the processes that ``--nproc`` starts."""
-    command = ['train', arguments.config, '--launcher', 'pytorch', *given(arguments, 'work_dir', 'seed', 'deepspeed')]
-    if arguments.resume:
-        command += ['--resume'] if arguments.resume is True else ['--resume', arguments.resume]
-    command += ['--reset-optimizer'] if arguments.reset_optimizer else []
+    words = as_words(arguments, 'work_dir', 'seed', 'deepspeed')
+    command = ['train', arguments.config, '--launcher', 'pytorch', *words, *_resume_words(arguments)]
     command += ['--dry-run'] if arguments.dry_run else []
     command += ['--debug'] if arguments.debug else []
     return command + (['--cfg-options', *arguments.cfg_options] if arguments.cfg_options else [])
 
 
+def _resume_words(arguments: argparse.Namespace) -> list[str]:
+    words = [] if not arguments.resume else ['--resume'] if arguments.resume is True else ['--resume', arguments.resume]
+    return words + (['--reset-optimizer'] if arguments.reset_optimizer else [])
+
+
 def resume_command(arguments: argparse.Namespace) -> str:
-    """What to type to go on with a run that was stopped."""
+    """What to type to go on with a run that was stopped; a dry run has saved nothing and is begun again."""
     names = ('nproc', 'max_restarts', 'work_dir', 'seed', 'deepspeed')
-    command = ['vlmtune', 'train', arguments.config, *given(arguments, *names), '--resume']
+    going_on = [*_resume_words(arguments), '--dry-run'] if arguments.dry_run else ['--resume']
+    command = ['vlmtune', 'train', arguments.config, *as_words(arguments, *names), *going_on]
     return shlex.join(command + (['--cfg-options', *arguments.cfg_options] if arguments.cfg_options else []))
-
-
-def given(arguments: argparse.Namespace, *names: str) -> list[str]:
-    """The options that were given, as words of a command line."""
-    values = {f'--{name.replace("_", "-")}': getattr(arguments, name) for name in names}
-    return [word for option, value in values.items() if value is not None for word in (option, str(value))]

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from vlmtune.verbs.options import add_verb
+from vlmtune.verbs.options import add_device, add_verb, given
 
 
 def add_to(verbs: Any) -> None:
@@ -13,7 +13,7 @@ def add_to(verbs: Any) -> None:
     verb.add_argument(
         '--dtype', choices=('float32', 'bfloat16', 'float16', 'auto'), default='float32', help='to compute in (float32)'
     )
-    verb.add_argument('--device', choices=('cuda', 'cpu', 'auto'), default='auto')
+    add_device(verb)
     verb.add_argument(
         '--json', action='store_const', const='json', default='text', dest='output', help='print one JSON document'
     )
@@ -22,4 +22,4 @@ def add_to(verbs: Any) -> None:
 def run_verify_model(arguments: argparse.Namespace) -> None:
     from vlmtune.apps.export.verify_model import verify_model
 
-    verify_model(arguments.path, dtype=arguments.dtype, device=arguments.device, output=arguments.output)
+    verify_model(**given(arguments))
