@@ -8,7 +8,7 @@ OPTIONAL += ['tensorboard', 'wandb', 'mlflow', 'swanlab']  # trackers
 OPTIONAL += ['sacrebleu', 'jiwer', 'rapidfuzz', 'rouge_score']  # metrics
 CODE = """
 import sys
-import vlmtune.models, vlmtune.data, vlmtune.engine
+import vlmtune.apps.train, vlmtune.apps.test, vlmtune.models, vlmtune.data, vlmtune.engine
 print('imported', [name for name in {optional} if name in sys.modules])
 vlmtune.models.SupervisedFinetune({model!r}, tune=dict(projector='full'), dtype='float32')
 print('built', [name for name in {optional} if name in sys.modules])

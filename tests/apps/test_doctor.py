@@ -62,3 +62,11 @@ def test_the_command_prints_every_part_and_json_on_request(capsys):
     found = json.loads(capsys.readouterr().out)
     assert [part['name'] for part in found['features']] == [feature.name for feature in FEATURES]
     assert found['versions']['torch'] == metadata.version('torch')
+
+
+def test_a_lock_that_deepspeed_would_wait_for_is_a_problem(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_EXTENSIONS_DIR', str(tmp_path))
+    lock = tmp_path / 'cpu_adam' / 'lock'
+    lock.parent.mkdir()
+    lock.touch()
+    assert any(line.startswith(f'{lock}: a killed run has left it') for line in diagnose([]).problems)

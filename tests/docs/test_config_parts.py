@@ -2,7 +2,6 @@
 
 import ast
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -47,7 +46,6 @@ def load(block, folder):
         title = re.fullmatch(r'python title=(\w+\.py)', other.info)
         if other.page == block.page and title and f'from {title[1][:-3]} import' in block.text:
             (folder / title[1]).write_text(other.text)
-            sys.modules.pop(Path(title[1]).stem, None)  # of another test's folder
     recipe = folder / f'{name}.py'
     recipe.write_text(put_into(RECIPES[name].read_text('utf-8'), block.text))
     return prepare_config(str(recipe), work_dir=str(folder / 'run'))

@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import sys
 
 from PIL import Image
 
@@ -33,7 +32,6 @@ def test_what_the_page_adds_trains_scores_and_warns(tmp_path, monkeypatch):
     for block in (block for block in blocks() if block.page == 'docs/extend.md'):
         if title := re.fullmatch(r'python title=(\w+\.py)', block.info):
             (tmp_path / title[1]).write_text(block.text)
-            monkeypatch.delitem(sys.modules, title[1][:-3], raising=False)  # of another test's folder
         elif block.info == 'python':
             recipe = put_into(recipe, block.text)
     (tmp_path / 'mine.py').write_text(recipe)

@@ -61,7 +61,7 @@ def short_answers(predictions, references, *, samples, most=1):
 """
 CONFIG = """
 from vlmtune.evaluation import cer
-from own_metrics import short_answers
+from metrics_of_this_test import short_answers
 val_evaluator = dict(
     metrics=[dict(type=cer), dict(type=short_answers, most=2, name='short')], generation=dict(max_new_tokens=8),
     reference_key=None)
@@ -70,7 +70,7 @@ val_evaluator = dict(
 
 @pytest.fixture
 def config(tmp_path):
-    (tmp_path / 'own_metrics.py').write_text(OWN_METRIC)
+    (tmp_path / 'metrics_of_this_test.py').write_text(OWN_METRIC)
     (tmp_path / 'config.py').write_text(CONFIG)
     return str(tmp_path / 'config.py')
 

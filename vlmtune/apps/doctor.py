@@ -18,6 +18,7 @@ import torch
 from packaging.requirements import Requirement
 
 from vlmtune import __version__
+from vlmtune.engine.build_locks import left_locks
 from vlmtune.utils.secrets import without_secrets
 
 _GIB = 2**30
@@ -219,7 +220,7 @@ def _machine() -> dict[str, str]:
 
 
 def _machine_problems() -> list[str]:
-    problems = []
+    problems = [f'{lock}: a killed run has left it, and DeepSpeed waits for it; remove it' for lock in left_locks()]
     if shutil.disk_usage(Path.cwd()).free < 5 * _GIB:
         problems.append('less than 5 GiB of disk are free here; a checkpoint may not fit')
     if os.path.isdir('/dev/shm') and shutil.disk_usage('/dev/shm').total < _GIB / 2:

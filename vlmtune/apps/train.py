@@ -6,12 +6,11 @@ import secrets
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from mmengine.config import Config
 from mmengine.dist import get_rank
-from mmengine.hooks import Hook
 
 from vlmtune.apps.dry_run import dry_run as dry_run_of
 from vlmtune.apps.parts_table import parts_table, write_parts
@@ -27,6 +26,9 @@ from vlmtune.engine.run_layout import PARTS_FILE
 from vlmtune.engine.setup import Launcher, restarts
 from vlmtune.engine.signals import check_requeue_exit_code, leave_at_once
 from vlmtune.engine.work_dir_lock import only_run_in
+
+if TYPE_CHECKING:
+    from mmengine.hooks import Hook  # imported first, it would bring all that mmengine's runner can do without
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +146,7 @@ def _has_progress(cfg: Config) -> bool:
     return read_manifest(newest)['saved_at'] > psutil.Process(os.getppid()).create_time()
 
 
-def _run(cfg: Config, hooks: list[Hook], *, dry_run: bool) -> None:
+def _run(cfg: Config, hooks: 'list[Hook]', *, dry_run: bool) -> None:
     if dry_run:
         dry_run_of(cfg)
         return

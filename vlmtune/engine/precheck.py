@@ -15,6 +15,7 @@ from mmengine.utils import is_method_overridden
 from vlmtune.config.targets import find_target
 from vlmtune.data import Processor, StreamingDataset
 from vlmtune.engine import checkpoint
+from vlmtune.engine.build_locks import check_build_locks
 from vlmtune.engine.deepspeed_config import check_deepspeed
 from vlmtune.engine.monitor import Monitor
 from vlmtune.engine.sharded_loading import check_sharding
@@ -55,6 +56,8 @@ def check_settings(cfg: Config) -> list[Hook]:
     if hasattr(model, 'check'):
         model.check(**settings)
     check_deepspeed(cfg, ranks=get_dist_info()[1])
+    if cfg.get('strategy') is not None:
+        check_build_locks()
     check_sharding(cfg)
     if cfg.get('vision_cache') is not None:
         _check_vision_cache(cfg, settings)
