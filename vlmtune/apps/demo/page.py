@@ -81,20 +81,15 @@ class DemoPage:
             take: dict[str, Any] = dict(fn=self.take, inputs=[box, turns], outputs=[box, turns, *chats], **_PRIVATE)
             sent = [box.submit(**take)]
             sent += [button.click(_fills(text), box, box, **_AT_ONCE) for button, text in buttons]
-            answers = []
             for i, event in enumerate(sent):
                 asked = event if i == 0 else event.success(**take)
                 answered = asked.success(
                     self.answer, [turns, *settings], [turns, *chats], concurrency_id='answers', **_PRIVATE
                 )
                 answered.then(_ready_box, None, box, **_AT_ONCE)
-                answers.append(answered)
-            box.change(self.check_files, box, box, **_PRIVATE)  # in the queue: only there can it tell
             box.stop(self.stop, None, None, **_AT_ONCE)
             for clears in (new.click, *(chat.clear for chat in chats)):
-                # Cancelled first: the browser must show nothing any more that is on its way.
-                cleared = clears(None, None, None, cancels=answers, **_PRIVATE)
-                cleared.then(self.clear, None, [box, turns, *chats], **_AT_ONCE)
+                clears(self.clear, None, [box, turns, *chats], **_AT_ONCE)
             if gallery is not None:
                 gallery.select(self.pick, box, [box, gallery], **_AT_ONCE)
             page.unload(self.leave)
@@ -139,15 +134,6 @@ class DemoPage:
 
     # ---- what happens
 
-    def check_files(self, message: dict[str, Any]) -> Any:
-        """Files were added: what is no picture is told, and does not stay in the message."""
-        troubles = {file: _trouble_with_file(file) for file in message['files']}
-        for trouble in filter(None, troubles.values()):
-            _tell(trouble, title='Not a picture')
-        if not any(troubles.values()):
-            return gr.skip()
-        return message | dict(files=[file for file in message['files'] if troubles[file] is None])
-
     def take(self, request: 'gr.Request', message: dict[str, Any], turns: tuple[Turn, ...]) -> list[Any]:
         """A question was sent: show it, and turn the button into one that stops."""
         session = str(request.session_hash)
@@ -170,10 +156,14 @@ class DemoPage:
             return 'this is a text model; it takes no pictures'
         try:
             check_text(message['text'])
+            for file in message['files']:
+                read_image_size(ImageRef(path=file))
         except DataError as error:
-            return str(error)
-        troubles = filter(None, map(_trouble_with_file, message['files']))
-        return next(troubles, None if message['text'].strip() else 'write a question, too')
+            told = str(error)
+            for file in message['files']:
+                told = told.replace(file, Path(file).name)
+            return told
+        return None if message['text'].strip() else 'write a question, too'
 
     def answer(
         self, request: 'gr.Request', turns: tuple[Turn, ...], system: str | None, *sampling: Any
@@ -186,22 +176,29 @@ class DemoPage:
             yield nothing
             return
         try:
-            settings, seed = read_settings(*sampling)
-            for i, voice in enumerate(self.voices):
-                conversation, said = to_conversation(turns, voice=i, system=system or ''), ''
-                for said in self._speaking.stream(voice, conversation, settings=settings, seed=seed, stop=stop):
-                    if self._answering.get(session) is not stop:
-                        yield nothing
-                        return
-                    yield gr.skip(), *self._windows(turns, said=said)
-                turns = (*turns[:-1], replace(turns[-1], answers=(*turns[-1].answers, said)))
-            yield turns, *self._windows(turns)
+            for frame in self._frames(turns, system or '', sampling, stop=stop):
+                if self._answering.get(session) is not stop:
+                    # What was on its way may be drawn after a new chat was cleared: the last word is empty again.
+                    yield nothing if session in self._answering else (gr.skip(), *self._windows(()))
+                    return
+                yield frame
         except Exception as error:  # whatever it is, the page stays, and says so
             _tell(_reason(error))
             yield turns[:-1], *self._windows(turns[:-1])
         finally:
             if self._answering.get(session) is stop:
                 del self._answering[session]
+
+    def _frames(
+        self, turns: tuple[Turn, ...], system: str, sampling: Sequence[Any], *, stop: threading.Event
+    ) -> Iterator[tuple[Any, ...]]:
+        settings, seed = read_settings(*sampling)
+        for i, voice in enumerate(self.voices):
+            conversation, said = to_conversation(turns, voice=i, system=system), ''
+            for said in self._speaking.stream(voice, conversation, settings=settings, seed=seed, stop=stop):
+                yield gr.skip(), *self._windows(turns, said=said)
+            turns = (*turns[:-1], replace(turns[-1], answers=(*turns[-1].answers, said)))
+        yield turns, *self._windows(turns)
 
     def stop(self, request: 'gr.Request') -> None:
         """The button was pressed: what has been said is the answer."""
@@ -271,16 +268,8 @@ def _fills(text: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
 # ---- what goes wrong
 
 
-def _trouble_with_file(file: str) -> str | None:
-    try:
-        read_image_size(ImageRef(path=file))
-    except DataError as error:
-        return str(error).replace(file, Path(file).name)
-    return None
-
-
-def _tell(trouble: str, *, title: str = 'Not answered') -> None:
-    gr.Warning(html.escape(trouble), title=title)
+def _tell(trouble: str) -> None:
+    gr.Warning(html.escape(trouble), title='Not answered')
 
 
 def _reason(error: Exception) -> str:
