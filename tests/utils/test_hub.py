@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
+from transformers import AutoTokenizer
 
 from vlmtune.apps.export.adapters import find_adapter
 from vlmtune.data import load_rows
@@ -67,11 +68,13 @@ def test_a_mirror_is_asked_for_everything(hub):
 
 def test_what_was_downloaded_is_there_when_the_hub_is_not(hub, monkeypatch, knocks):
     load_model('me/tiny')
+    load_pretrained(AutoTokenizer, 'me/tiny')
     monkeypatch.setattr(constants, 'ENDPOINT', 'http://127.0.0.1:9')
     monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', 'http://127.0.0.1:9/{repo_id}/{revision}/{filename}')
     hubs.hub_answers.cache_clear()
     knocks.clear()
     assert load_model('me/tiny')[1].model_type == 'llama'
+    assert load_pretrained(AutoTokenizer, 'me/tiny').eos_token
     assert knocks == [('127.0.0.1', 9)]
 
 
