@@ -3,7 +3,6 @@ import torch
 from PIL import Image
 from transformers import TextStreamer
 
-from tests.evaluation.watched import together
 from vlmtune.data import Collator, Processor
 from vlmtune.data.images import load_image
 from vlmtune.evaluation import generate, stop_tokens
@@ -11,7 +10,7 @@ from vlmtune.evaluation.generation import answering, encode_prompt, prompt_input
 from vlmtune.models import SupervisedFinetune, load_model
 from vlmtune.ops import mrope_positions
 from vlmtune.structures import Conversation, ImagePart, ImageRef, Message, TextPart
-from vlmtune.utils.errors import DataError
+from vlmtune.utils.errors import ConfigError, DataError
 
 TEXTS = [
     'Hello?',
@@ -55,8 +54,7 @@ def test_answers_in_batches_equal_answers_one_by_one(tiny_model, images, family)
     alone = generate(model, processor, conversations, max_new_tokens=8)
     assert len(set(alone)) > 2  # the model does hear the question
     for batch_size in (2, 4):
-        batches = [conversations[i : i + batch_size] for i in range(0, 4, batch_size)]
-        assert [text for some in batches for text in together(model, processor, some, max_new_tokens=8)] == alone
+        assert generate(model, processor, conversations, batch_size=batch_size, max_new_tokens=8) == alone
 
 
 @pytest.mark.parametrize('family', FAMILIES)
@@ -201,6 +199,12 @@ def test_a_quantised_model_trains_and_dequantises_as_before_once_it_has_answered
     after = gradients()
     assert max(gradient.abs().max() for gradient in before.values()) > 0
     assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_only_single_answers_are_streamed(tiny_model):
+    model, processor = load(tiny_model, 'llama')
+    with pytest.raises(ConfigError, match='batch_size is 2'):
+        generate(model, processor, [ask('a'), ask('b')], batch_size=2, streamer=TextStreamer(processor.tokenizer))
 
 
 def test_no_question_no_answer(tiny_model):

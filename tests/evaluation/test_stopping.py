@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from tests.evaluation.watched import together
 from vlmtune.data import Processor
 from vlmtune.evaluation import generate
 from vlmtune.evaluation.stopping import cut_at, stopping_criteria
@@ -25,11 +24,11 @@ def talker(tiny_model):
 
 def test_an_answer_ends_before_a_stop_string_and_others_of_the_batch_go_on(talker):
     questions = [ask('one'), ask('a longer question'), ask('three')]
-    whole = together(*talker, questions, max_new_tokens=24)
+    whole = generate(*talker, questions, max_new_tokens=24, batch_size=3)
     stop = whole[0][5:8]
     assert len(stop) == 3
     assert min(map(len, whole)) > 12
-    cut = together(*talker, questions, max_new_tokens=24, stop_strings=[stop, '\ue123'])
+    cut = generate(*talker, questions, max_new_tokens=24, batch_size=3, stop_strings=[stop, '\ue123'])
     assert cut == [answer.partition(stop)[0].strip() for answer in whole]
     assert cut[0] != whole[0]
     assert any(answer == again for answer, again in zip(whole, cut, strict=True))
@@ -45,8 +44,10 @@ def test_no_token_is_made_after_a_stop_string(talker):
 
 def test_whoever_asks_ends_all_answers(talker):
     left = iter([False, False, True])
-    answers = together(*talker, [ask('one'), ask('two')], max_new_tokens=24, should_stop=lambda: next(left))
-    whole = together(*talker, [ask('one'), ask('two')], max_new_tokens=3)
+    answers = generate(
+        *talker, [ask('one'), ask('two')], max_new_tokens=24, batch_size=2, should_stop=lambda: next(left)
+    )
+    whole = generate(*talker, [ask('one'), ask('two')], max_new_tokens=3, batch_size=2)
     assert answers == whole
 
 

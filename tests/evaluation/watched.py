@@ -1,10 +1,9 @@
-"""Questions of a tiny data set, and models that answer them: several at once, or watched."""
+"""Questions of a tiny data set, and a model that is watched while it answers them."""
 
 import json
 
 from vlmtune.data import SupervisedDataset, chat_template_map_fn, llava_map_fn, load_rows
 from vlmtune.evaluation import open_questions
-from vlmtune.evaluation.generation import answer_prompts, answering, encode_prompt, prompt_inputs
 
 SHORT = dict(max_new_tokens=6)
 
@@ -24,13 +23,6 @@ def ask(folder, processor, **options):
         **options,
     )
     return open_questions(dataset, processor)
-
-
-def together(model, processor, conversations, **options):
-    """The answers to one batch."""
-    inputs = prompt_inputs(processor, [encode_prompt(processor, conversation) for conversation in conversations])
-    with answering(model):
-        return [answer.text for answer in answer_prompts(model, processor, inputs, **options)]
 
 
 def answers(rows):

@@ -1,4 +1,4 @@
-"""Answers to conversations, one by one or a batch together, and the settings they can have.
+"""Answers to many conversations, in batches, and the settings they can have.
 
 Letters: B rows, L tokens.
 """
@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -46,9 +47,9 @@ _NOT_FREE = dict(
 )
 
 
-def encode_prompt(processor: Processor, conversation: Conversation) -> Sample:
+def encode_prompt(processor: Processor, conversation: Conversation, *, image_root: Path | None = None) -> Sample:
     """The conversation as tokens, ending where the model has to answer."""
-    sizes = [read_image_size(image) for image in conversation.images]
+    sizes = [read_image_size(image, root=image_root) for image in conversation.images]
     return processor.tokenize(conversation, image_sizes=sizes, add_generation_prompt=True)
 
 
@@ -56,6 +57,7 @@ def prompt_inputs(
     processor: Processor,
     samples: Sequence[Sample],
     *,
+    image_root: Path | None = None,
     images: Sequence[Sequence[Image]] | None = None,
 ) -> dict[str, Tensor]:
     """Prompts of one batch, padded on the left.
@@ -63,6 +65,7 @@ def prompt_inputs(
     Args:
         processor: of the model.
         samples: the prompts.
+        image_root: root of relative image paths.
         images: those of each prompt; None reads them.
 
     Returns:
@@ -82,7 +85,7 @@ def prompt_inputs(
         labels = torch.full_like(ids, IGNORE_INDEX)  # the answer is still to come
         inputs |= processor.token_types(ids, labels)
     if images is None:
-        images = [[load_image(image) for image in sample.images] for sample in samples]
+        images = [[load_image(image, root=image_root) for image in sample.images] for sample in samples]
     pixels = [processor.image_inputs(own) for own in images]
     return {**inputs, **join_images(pixels, family=processor.family)}
 
@@ -179,6 +182,8 @@ def generate(
     conversations: Sequence[Conversation],
     *,
     autocast_dtype: torch.dtype | None = None,
+    batch_size: int = 1,
+    image_root: Path | None = None,
     streamer: Any = None,
     stop_strings: str | Sequence[str] = (),
     should_stop: Callable[[], bool] | None = None,
@@ -193,19 +198,30 @@ def generate(
         processor: of the model.
         conversations: each ends with a user message.
         autocast_dtype: what to compute in where the weights are of several dtypes; None computes in the weights' own.
-        streamer: of transformers.
+        batch_size: prompts that are answered together; prompts of like length meet.
+        image_root: root of relative image paths.
+        streamer: of transformers; batch_size must be 1.
         stop_strings: texts that end an answer, which is cut before them.
         should_stop: asked after every token; True ends the answers that are being written.
         generation: settings of transformers' ``generate``; greedy unless ``do_sample`` is set.
 
     Raises:
         DataError: a conversation does not fit the chat template, or an image cannot be read.
+        ConfigError: a streamer and several rows.
     """
-    samples = [encode_prompt(processor, conversation) for conversation in conversations]
+    if streamer is not None and batch_size != 1:
+        raise ConfigError(f'answers can be streamed one at a time only, but batch_size is {batch_size}; set it to 1')
+    samples = [encode_prompt(processor, conversation, image_root=image_root) for conversation in conversations]
+    order = sorted(range(len(samples)), key=lambda i: len(samples[i]))
+    answers = [''] * len(samples)
     ending: dict[str, Any] = dict(streamer=streamer, stop_strings=stop_strings, should_stop=should_stop)
     with answering(model, autocast_dtype=autocast_dtype):
-        inputs = (prompt_inputs(processor, [sample]) for sample in samples)
-        return [answer_prompts(model, processor, one, **ending, **generation)[0].text for one in inputs]
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            inputs = prompt_inputs(processor, [samples[i] for i in rows], image_root=image_root)
+            for i, answer in zip(rows, answer_prompts(model, processor, inputs, **ending, **generation), strict=True):
+                answers[i] = answer.text
+    return answers
 
 
 def check_generation(settings: Mapping[str, Any], *, where: str) -> None:
