@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from tests.apps.asked import QUESTIONS
 from vlmtune.config import dump_config, load_config
 from vlmtune.data import Processor
 from vlmtune.engine import checkpoint
@@ -185,3 +186,16 @@ def _write_checkpoint(model: SupervisedFinetune, processor: Processor, folder: P
     }
     checkpoint.seal(staging, target, files=files, meta=dict(iteration=2, world_size=1, resumable=False))
     return target
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A folder with pictures and questions, in which commands run."""
+    monkeypatch.chdir(tmp_path)
+    turns = []
+    for i, question in enumerate(QUESTIONS):
+        Image.new('RGB', (40 + 20 * i, 300 if i == 3 else 60), (50 * i, 20, 90)).save(tmp_path / f'{i}.png')
+        turns.append([{'from': 'human', 'value': f'<image>\n{question}'}, {'from': 'gpt', 'value': f'answer {i}'}])
+    rows = [dict(image=f'{i}.png', conversations=talk) for i, talk in enumerate(turns)]
+    (tmp_path / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    return tmp_path

@@ -3,76 +3,16 @@
 import json
 import re
 import subprocess
-import sys
-import time
 
 import pytest
-from PIL import Image
 
+from tests.apps.asked import predictions, told_by, write_config
 from vlmtune.apps.export.convert import pth_to_hf
 from vlmtune.apps.export.merge import merge
 from vlmtune.apps.report import report
 from vlmtune.apps.test import evaluate
-from vlmtune.cli import build_parser, main
-from vlmtune.evaluation import generate
-from vlmtune.evaluation.generation import answer_prompts
-from vlmtune.structures import Conversation, ImagePart, ImageRef, Message, TextPart
+from vlmtune.cli import main
 from vlmtune.utils.errors import CheckpointError, ConfigError, DataError
-from vlmtune.verbs.test import command
-
-QUESTIONS = ['What is it?', 'Which colour is it, and why?', 'Where?', 'How large is it now?', 'Who?']
-_CONFIG = """
-from vlmtune.data import Processor, SupervisedDataset, chat_template_map_fn, llava_map_fn, load_rows
-from vlmtune.models import SupervisedFinetune
-
-pretrained_model_name_or_path = {base!r}
-prompt_template = {template!r}
-image_processor = None
-quantization = {quantization!r}
-processor = dict(type=Processor, pretrained_model_name_or_path=pretrained_model_name_or_path,
-                 prompt_template=prompt_template, image_processor=image_processor)
-model = dict(type=SupervisedFinetune, pretrained_model_name_or_path=pretrained_model_name_or_path,
-             tune={tune!r}, lora=dict(r=4, alpha=16), quantization=quantization, dtype={dtype!r})
-rows = dict(type=load_rows, path={rows!r})
-{which}_dataloader = dict(
-    dataset=dict(type=SupervisedDataset, rows=rows, dataset_map_fn=dict(type=llava_map_fn),
-                 template_map_fn=dict(type=chat_template_map_fn), image_folder={folder!r}),
-    batch_size=2)
-{which}_evaluator = dict(metrics=['exact_match'], generation=dict(max_new_tokens=5))
-"""
-
-
-@pytest.fixture
-def work(tmp_path, monkeypatch):
-    """A folder with pictures and questions, in which commands run."""
-    monkeypatch.chdir(tmp_path)
-    turns = []
-    for i, question in enumerate(QUESTIONS):
-        Image.new('RGB', (40 + 20 * i, 300 if i == 3 else 60), (50 * i, 20, 90)).save(tmp_path / f'{i}.png')
-        turns.append([{'from': 'human', 'value': f'<image>\n{question}'}, {'from': 'gpt', 'value': f'answer {i}'}])
-    rows = [dict(image=f'{i}.png', conversations=talk) for i, talk in enumerate(turns)]
-    (tmp_path / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    return tmp_path
-
-
-def write_config(work, run, *, which='test', quantization=None, dtype='float32', **tune):
-    template = 'vicuna' if run.processor.family.model_type == 'llava' else None
-    settings = dict(base=run.base, template=template, quantization=quantization, dtype=dtype, tune=tune, which=which)
-    (work / 'mine.py').write_text(_CONFIG.format(**settings, rows=str(work / 'rows.jsonl'), folder=str(work)))
-    return 'mine.py'
-
-
-def told_by(run, work):
-    """What the model of a run, still in memory, answers."""
-    asked = []
-    for i, question in enumerate(QUESTIONS):
-        message = Message('user', (ImagePart(0), TextPart(question)))
-        asked.append(Conversation((message,), (ImageRef(path=str(work / f'{i}.png')),)))
-    return generate(run.model.model, run.processor, asked, autocast_dtype=run.model.dtype, max_new_tokens=5)
-
-
-def predictions(folder):
-    return [json.loads(line)['prediction'] for line in (folder / 'predictions.jsonl').read_text().splitlines()]
 
 
 def test_a_checkpoint_is_asked_as_it_was_trained(trained_run, work, capsys):
@@ -218,43 +158,6 @@ def test_mistakes_in_metrics_and_data_are_told_before_the_weights_are_read(train
         evaluate(config, run.checkpoint)
 
 
-def test_two_processes_answer_as_one(trained_run, work, warm_ranks):
-    run = trained_run('llava', llm='lora', projector='full', vision_encoder='frozen')
-    config = write_config(work, run, llm='lora', projector='full', vision_encoder='frozen')
-    options = dict(config=str(work / config), checkpoint=run.checkpoint)
-    scores = evaluate(**options, out='one')
-    ended = warm_ranks.run(2, app='vlmtune.apps.test.evaluate', **options, out=work / 'two')
-    assert ended.codes == [0, 0], ended.said
-    assert predictions(work / 'two') == predictions(work / 'one')
-    result = json.loads((work / 'two' / 'metrics.json').read_text())
-    assert (result['metrics'], result['processes'], result['samples']) == (scores, 2, 5)
-    failed = warm_ranks.run(2, app='vlmtune.apps.test.evaluate', **{**options, 'checkpoint': str(work / 'gone.pth')})
-    assert failed.codes == [1, 1]
-    assert all('expected the directory iter_N.pth of a checkpoint' in said for said in failed.said)
-
-
-def test_ctrl_c_of_one_process_is_told_to_the_others(trained_run, work, warm_ranks):
-    run = trained_run('llava', llm='lora', projector='full', vision_encoder='frozen')
-    config = write_config(work, run, llm='lora', projector='full', vision_encoder='frozen')
-    (work / 'pressing.py').write_text(
-        'import os\nfrom vlmtune.data import llava_map_fn\n\n\ndef pressed(row):\n'
-        "    if os.environ['RANK'] == '1':\n        raise KeyboardInterrupt\n    return llava_map_fn(row)\n"
-    )
-    text = (work / config).read_text().replace('llava_map_fn', 'pressed')
-    (work / config).write_text('from pressing import pressed\n' + text.replace('pressed, load_rows', 'load_rows'))
-    ended = warm_ranks.run(2, app='vlmtune.apps.test.evaluate', config=str(work / config), checkpoint=run.checkpoint)
-    assert ended.codes == [1, 1]
-    assert 'RankFailed: rank 1 failed: KeyboardInterrupt\n' in ended.said[0], ended.said
-
-
-def test_every_option_reaches_the_processes():
-    words = ['test', 'c.py', 'iter_5.pth', '--out', 'o', '--limit', '3', '--batch-size', '2', '--work-dir', 'w']
-    arguments = build_parser().parse_args([*words, '--nproc', '2', '--cfg-options', 'a=1', 'b=2'])
-    words = command(arguments)
-    again = build_parser().parse_args([*words, '--launcher', 'pytorch'])
-    assert {**vars(again), 'nproc': 2, 'launcher': 'none'} == vars(arguments)
-
-
 def test_rows_without_references_are_asked_counted_and_told(trained_run, work, caplog):
     run = trained_run('llava', llm='lora', projector='full', vision_encoder='frozen')
     config = write_config(work, run, llm='lora', projector='full', vision_encoder='frozen')
@@ -268,46 +171,3 @@ def test_rows_without_references_are_asked_counted_and_told(trained_run, work, c
     assert json.loads(file.read_text())['without_reference'] == 1
     report(['work_dirs/mine'], out='page.html')
     assert re.search(r'>without_reference<.{0,20}>1<', (work / 'page.html').read_text())
-
-
-def test_ctrl_c_keeps_what_is_answered(trained_run, work, monkeypatch, capsys, caplog):
-    run = trained_run('llava', llm='lora', projector='full', vision_encoder='frozen')
-    config = write_config(work, run, llm='lora', projector='full', vision_encoder='frozen')
-    calls = []
-
-    def interrupted(*args, **options):
-        calls.append(args)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return answer_prompts(*args, **options)
-
-    with monkeypatch.context() as patched:
-        patched.setattr('vlmtune.evaluation.asking.answer_prompts', interrupted)
-        assert main(['test', config, run.checkpoint, '--out', 'here']) == 130
-    told = capsys.readouterr().err
-    assert told.endswith('\ninterrupted; what is answered stays in here, and the same command goes on with it\n')
-    assert 'Traceback' not in told
-    evaluate(config, run.checkpoint, out='here')
-    assert '2 of 5 questions were answered before' in caplog.text
-    assert predictions(work / 'here') == told_by(run, work)
-
-
-@pytest.mark.slow
-def test_the_command_goes_on_after_a_kill(trained_run, work):
-    run = trained_run('llava', llm='lora', projector='full', vision_encoder='frozen')
-    write_config(work, run, llm='lora', projector='full', vision_encoder='frozen')
-    (work / 'rows.jsonl').write_text((work / 'rows.jsonl').read_text() * 80)
-    call = [sys.executable, '-m', 'vlmtune', 'test', 'mine.py', run.checkpoint, '--batch-size', '1', '--out']
-    process = subprocess.Popen([*call, 'killed'], cwd=work)
-    part = work / 'killed' / 'predictions.jsonl.part0'
-    while not part.exists() or part.read_text().count('\n') < 20:
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.kill()
-    process.wait()
-    done = part.read_text().count('\n') - 1
-    assert 0 < done < 400
-    ended = subprocess.run([*call, 'killed'], cwd=work, check=True, capture_output=True, text=True)
-    assert f'{done} of 400 questions were answered before' in ended.stderr
-    subprocess.run([*call, 'whole'], cwd=work, check=True)
-    assert predictions(work / 'killed') == predictions(work / 'whole')

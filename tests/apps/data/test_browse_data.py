@@ -4,12 +4,12 @@ import base64
 import io
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from tests.apps.report.pages import Page
 from vlmtune.apps.data.browse_data import browse_data
 from vlmtune.cli import main
 from vlmtune.config import load_config
@@ -28,33 +28,6 @@ train_dataloader = dict(dataset=dataset, pack_to_max_length=True)
 train_cfg = dict(type=TrainLoop, max_epochs=1)
 randomness = dict(seed=3)
 """
-VOID = {'meta', 'img', 'link'}
-
-
-class Page(HTMLParser):
-    """Elements as (tag, attributes, text inside), and a check that every one is closed."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.elements, self.open = [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append([tag, dict(attrs), ''])
-        if tag not in VOID:
-            self.open.append(self.elements[-1])
-
-    def handle_endtag(self, tag):
-        assert self.open.pop()[0] == tag
-
-    def handle_data(self, data):
-        for element in self.open:
-            element[2] += data
-
-    def all(self, tag, kind=None):
-        return [e for e in self.elements if e[0] == tag and (kind is None or kind in e[1].get('class', '').split())]
 
 
 @pytest.fixture
