@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := .venv/.installed
 EXTRAS := dev,quickstart,tensorboard,metrics,demo,serve
 CODE := vlmtune tests tools configs setup.py $(wildcard benchmarks quickstart)
-TESTS := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 -rs
+TESTS := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 -rsfE --tb=short
 
 .PHONY: install format checks test test-slow test-browser chaos quickstart bench models clean
 

@@ -25,7 +25,7 @@ from mmengine.hooks import Hook
 
 from vlmtune.config import load_config
 from vlmtune.engine import Runner
-from vlmtune.engine.runner import build_data, build_model
+from vlmtune.engine.build import build_data, build_model
 from vlmtune.structures import IGNORE_INDEX
 from vlmtune.utils.device import find_device
 

@@ -7,7 +7,8 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from vlmtune import __version__
@@ -32,7 +33,6 @@ from vlmtune.verbs import (
 
 # in the order of the help
 _GROUPS = (train, test, data, report, convert, verify, chat, demo, export, serve, push, configs, import_config, doctor)
-_HANDLER = 'vlmtune terminal'
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of a disk
 _NOT_SHOWN = (
     'Image size .* exceeds limit',  # Pillow's; data/images.py has a limit of its own
@@ -48,12 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     what the config says.
     """
     arguments = build_parser().parse_args(argv)
-    _log_to_terminal(arguments.debug)
     for warning in _NOT_SHOWN:
         warnings.filterwarnings('ignore', warning)
-    code = _run(arguments)
-    if code:
-        _leave_other_ranks(code)
+    with _log_on_terminal(arguments.debug):
+        code = _run(arguments)
+        if code:
+            _leave_other_ranks(code)
     return code
 
 
@@ -107,17 +107,20 @@ def _complain(message: str, *, debug: bool = False) -> None:
     print(f'error on rank {rank}: {message}' if rank else f'error: {message}', file=sys.stderr)
 
 
-def _log_to_terminal(debug: bool) -> None:
+@contextmanager
+def _log_on_terminal(debug: bool) -> Iterator[None]:
     """Shows what the library logs, of the first process only."""
-    logger = logging.getLogger('vlmtune')
-    for handler in [handler for handler in logger.handlers if handler.name == _HANDLER]:
-        logger.removeHandler(handler)
-    terminal = logging.StreamHandler()
-    terminal.name = _HANDLER
+    logger, terminal = logging.getLogger('vlmtune'), logging.StreamHandler()
     terminal.setFormatter(LINE)
     terminal.setLevel(logging.WARNING if _rank() else logging.NOTSET)
-    logger.addHandler(terminal)
+    level = logger.level
     logger.setLevel(logging.DEBUG if debug else logging.INFO)
+    logger.addHandler(terminal)
+    try:
+        yield
+    finally:
+        logger.removeHandler(terminal)
+        logger.setLevel(level)
 
 
 class _Parser(argparse.ArgumentParser):

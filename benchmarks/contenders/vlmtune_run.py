@@ -15,7 +15,7 @@ from mmengine.hooks import Hook
 
 from vlmtune.config import load_config
 from vlmtune.engine import Runner
-from vlmtune.engine.runner import build_data
+from vlmtune.engine.build import build_data
 
 CONFIG = Path(__file__).with_name('vlmtune_config.py')
 

@@ -9,9 +9,9 @@ from torch.optim import SGD
 
 from vlmtune.apps.dry_run import describe_memory, dry_run
 from vlmtune.apps.train import prepare_config, train
+from vlmtune.engine.build import build_data
 from vlmtune.engine.loops import count_steps
 from vlmtune.engine.memory import MemoryEstimate, Sharding
-from vlmtune.engine.runner import build_data
 from vlmtune.engine.worst_pack import run_pack, summarise_plan
 from vlmtune.utils.errors import ModelError, TrainingError
 

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from safetensors.torch import load_file
 
 from vlmtune.apps.train import prepare_config
-from vlmtune.engine.runner import build_data, build_model
+from vlmtune.engine.build import build_data, build_model
 from vlmtune.engine.strategies import SingleDeviceStrategy
 from vlmtune.structures import IGNORE_INDEX
 from vlmtune.utils.errors import ConfigError, Stopped, TrainingError

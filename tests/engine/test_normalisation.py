@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from vlmtune.apps.train import prepare_config
-from vlmtune.engine.runner import build_data, build_model
+from vlmtune.engine.build import build_data, build_model
 from vlmtune.structures import IGNORE_INDEX
 
 ANSWERS = ['x' * 420, 'no', 'no', 'no']  # a letter is a token; one more closes the turn

@@ -7,12 +7,12 @@ from mmengine.dist import get_dist_info
 
 from vlmtune.apps.parts_table import parts_table
 from vlmtune.data import StepDataLoader
+from vlmtune.engine.build import build_data, build_model, build_validation
 from vlmtune.engine.deepspeed_config import config_of
 from vlmtune.engine.hooks.dataset_info import describe_data
 from vlmtune.engine.loops import count_steps
 from vlmtune.engine.memory import Load, MemoryEstimate, MemoryModel, Sharding, state_bytes_per_weight
 from vlmtune.engine.out_of_memory import device_memory, name_samples
-from vlmtune.engine.runner import build_data, build_model, build_validation
 from vlmtune.engine.worst_pack import Pack, PlanSummary, is_packed, run_pack, summarise_plan
 from vlmtune.utils.device import find_device
 

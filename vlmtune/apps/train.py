@@ -4,6 +4,7 @@ import logging
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,8 +151,7 @@ def _run(cfg: Config, hooks: 'list[Hook]', *, dry_run: bool) -> None:
     if dry_run:
         dry_run_of(cfg)
         return
-    with only_run_in(Path(cfg.work_dir), rank=get_rank()):
-        runner = Runner.from_cfg(cfg, hooks=hooks)
+    with only_run_in(Path(cfg.work_dir), rank=get_rank()), closing(Runner.from_cfg(cfg, hooks=hooks)) as runner:
         parts, lr = runner.model.report(), cfg.optim_wrapper.optimizer.lr
         logger.info('parts\n%s', parts_table(parts, lr=lr))
         if get_rank() == 0:

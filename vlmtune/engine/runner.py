@@ -13,127 +13,27 @@ from mmengine.hooks import Hook
 from mmengine.runner import FlexibleRunner, set_random_seed
 
 from vlmtune.config import dump_config, redact_secrets
-from vlmtune.config.signature import Signature
-from vlmtune.config.targets import find_target
-from vlmtune.data import Processor, StepDataLoader, SupervisedDataset, build_train_loader
-from vlmtune.data.dataset_configs import without_augmentation
+from vlmtune.data import Processor
 from vlmtune.engine import ranks
+from vlmtune.engine.build import build_data, build_model, build_validation
 from vlmtune.engine.checkpoint import CONFIG_FILE
-from vlmtune.engine.hooks.dataset_info import describe_data
 from vlmtune.engine.hooks.isolation import IsolationHook
 from vlmtune.engine.optim import PartwiseOptimWrapperConstructor
-from vlmtune.engine.precheck import build_custom_hooks, check_new_tokens
+from vlmtune.engine.precheck import build_custom_hooks
 from vlmtune.engine.resuming import load_or_resume
-from vlmtune.engine.run_layout import VALIDATION_FOLDER
+from vlmtune.engine.run_layout import BAD_SAMPLES_FILE, VALIDATION_FOLDER, wait_for_own_second
 from vlmtune.engine.saving import Saver
 from vlmtune.engine.schedules import schedules_in_steps
-from vlmtune.engine.sharded_loading import needs_images_everywhere, sharded_weights
+from vlmtune.engine.sharded_loading import sharded_weights
 from vlmtune.engine.strategies import DDPStrategy, SingleDeviceStrategy
 from vlmtune.engine.trackers import Trackers, read_trackers
 from vlmtune.engine.vision_cache import use_vision_cache
-from vlmtune.evaluation import Evaluator
-from vlmtune.evaluation.questions import open_questions
-from vlmtune.models import SupervisedFinetune
-from vlmtune.registry import DATASETS, LOOPS, MODELS, PROCESSORS
+from vlmtune.registry import LOOPS
 from vlmtune.utils.device import find_device
-from vlmtune.utils.errors import CheckpointError, DataError
+from vlmtune.utils.errors import CheckpointError
 from vlmtune.utils.log_format import LINE
 
 logger = logging.getLogger(__name__)
-
-BAD_SAMPLES_FILE = 'bad_samples.jsonl'
-
-
-def build_data(cfg: Config, *, bad_samples_file: Path | None = None) -> tuple[Processor, StepDataLoader]:
-    """Processor, data set (planned and checked) and loader of a config.
-
-    Args:
-        cfg: of the run.
-        bad_samples_file: where the data set writes what it could not use; None writes nothing.
-    """
-    processor = PROCESSORS.build(cfg.processor)
-    check_new_tokens(cfg, processor=processor)
-    options = dict(cfg.train_dataloader)
-    dataset = _build_dataset(cfg, options.pop('dataset'), processor=processor, bad_samples_file=bad_samples_file)
-    accumulative_counts = cfg.train_cfg.get('accumulative_counts', 1)
-    seed = cfg.randomness.seed
-    return processor, _build_loader(cfg, dataset, seed=seed, accumulative_counts=accumulative_counts, **options)
-
-
-def build_validation(
-    cfg: Config, *, processor: Processor, bad_samples_file: Path | None = None
-) -> dict[str, Any] | None:
-    """What a ValLoop needs besides the Runner: held-out rows, planned and checked, once to learn and once to answer.
-
-    Rows are put into micro-batches as ``train_dataloader`` says, so that what fits in training fits here.
-
-    Args:
-        cfg: of the run.
-        processor: of the run.
-        bad_samples_file: where the data set writes what it could not use; None writes nothing.
-
-    Returns:
-        the arguments, or None where the config has no ``val_dataloader``.
-
-    Raises:
-        UserError: anything in the config or the data that the user can mend.
-    """
-    if cfg.get('val_dataloader') is None:
-        return None
-    part = without_augmentation(cfg.val_dataloader.dataset)
-    try:
-        dataset = _build_dataset(cfg, part, processor=processor, bad_samples_file=bad_samples_file)
-    except DataError as error:
-        raise DataError(f'held-out data: {error}; val_dataloader=None trains without', kind=error.kind) from error
-    names = ('batch_size', 'num_workers', 'pack_to_max_length', 'max_patches', 'pin_memory', 'timeout')
-    options = {name: cfg.train_dataloader[name] for name in names if name in cfg.train_dataloader}
-    logger.info('held-out data: %s', describe_data(dataset))
-    loader = _build_loader(cfg, dataset, seed=0, shuffle=False, group_by_length=True, **options)
-    evaluator = Evaluator(**cfg.get('val_evaluator') or {}, processor=processor, at='val_evaluator')
-    questions = None
-    if evaluator.metrics:
-        questions = open_questions(
-            part,
-            processor,
-            reference_key=evaluator.reference_key,
-            limit=cfg.val_cfg.get('limit'),
-            cache_dir=cfg.get('plan_cache_dir'),
-        )
-    batch_size = cfg.val_dataloader.get('batch_size', 1)
-    return dict(dataloader=loader, evaluator=evaluator, questions=questions, batch_size=batch_size)
-
-
-def _build_dataset(
-    cfg: Config, part: Mapping[str, Any], *, processor: Processor, bad_samples_file: Path | None
-) -> SupervisedDataset:
-    target = find_target(part['type'], must_exist=True)
-    known = Signature.of(target) if target is not None else None
-    offered = dict(
-        cache_dir=cfg.get('plan_cache_dir'),
-        bad_samples_file=bad_samples_file and str(bad_samples_file),
-        seed=cfg.randomness.seed,
-    )
-    taken = {name: value for name, value in offered.items() if known is not None and name in known.names}
-    return DATASETS.build(part, default_args=dict(processor=processor, **taken))
-
-
-def _build_loader(cfg: Config, dataset: SupervisedDataset, **options: Any) -> StepDataLoader:
-    rank, world_size = get_dist_info()
-    everywhere = needs_images_everywhere(cfg.get('strategy'))
-    return build_train_loader(dataset, rank=rank, world_size=world_size, images_in_every_batch=everywhere, **options)
-
-
-def build_model(cfg: Config, *, processor: Processor, device: str | None = None) -> SupervisedFinetune:
-    """The model of a config, with room for the processor's new tokens.
-
-    Args:
-        cfg: of the run.
-        processor: of the run.
-        device: 'meta' builds it without weights.
-    """
-    vocab_size = len(processor.tokenizer) if processor.added_tokens else None
-    defaults = dict(vocab_size=vocab_size, device=device or str(find_device()))
-    return MODELS.build(cfg.model, default_args=defaults)
 
 
 class Runner(FlexibleRunner):
@@ -177,10 +77,12 @@ class Runner(FlexibleRunner):
             'log_processor',
         )
         options = {name: cfg[name] for name in given if cfg.get(name) is not None}
+        experiment = cfg.get('experiment_name') or Path(cfg.filename or 'run').stem
+        wait_for_own_second(Path(cfg.work_dir), experiment)
         runner = cls(
             model=model,
             work_dir=cfg.work_dir,
-            experiment_name=cfg.get('experiment_name'),
+            experiment_name=experiment,
             train_dataloader=loader,
             optim_wrapper=optim_wrapper,
             strategy=strategy,
@@ -188,7 +90,7 @@ class Runner(FlexibleRunner):
             env_cfg=cfg.get('env_cfg', {}),
             log_level=cfg.get('log_level', 'INFO'),
             visualizer=cfg.get('visualizer'),
-            default_scope='mmengine',
+            default_scope=None,  # registries have no scopes here; a scope would outlive the run
             randomness=cfg.randomness,
             custom_hooks=build_custom_hooks(cfg) if hooks is None else hooks,
             cfg=redact_secrets(cfg),  # mmengine hands it to trackers
@@ -236,6 +138,11 @@ class Runner(FlexibleRunner):
         device = find_device()
         name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{torch.get_num_threads()} threads'
         logger.info('device %s (%s), %d processes, seed %s', device, name, self.world_size, self.seed)
+
+    def close(self) -> None:
+        """What this process logs from now on is not of this run."""
+        for handler in self.logger.handlers:
+            logging.getLogger('vlmtune').removeHandler(handler)
 
     def register_default_hooks(self, hooks: Mapping[str, Any] | None = None) -> None:
         """The hooks of the config and no others; one that is None is left out."""

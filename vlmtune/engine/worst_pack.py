@@ -10,11 +10,11 @@ import torch
 from mmengine.config import Config
 
 from vlmtune.data import Processor, StepDataLoader
+from vlmtune.engine.build import build_model
 from vlmtune.engine.hooks.throughput import peak_memory_mib
 from vlmtune.engine.memory import Load, MemoryModel, state_bytes_per_weight
 from vlmtune.engine.optim import PartwiseOptimWrapperConstructor
 from vlmtune.engine.out_of_memory import explain_out_of_memory, is_out_of_memory
-from vlmtune.engine.runner import build_model
 from vlmtune.structures import IGNORE_INDEX, SampleKey
 
 

@@ -13,7 +13,7 @@ from tests.apps.report.pages import Page
 from vlmtune.apps.data.browse_data import browse_data
 from vlmtune.cli import main
 from vlmtune.config import load_config
-from vlmtune.engine.runner import build_data
+from vlmtune.engine.build import build_data
 from vlmtune.testing import write_broken_data
 from vlmtune.utils.errors import ConfigError
 

@@ -9,7 +9,7 @@ from tests.apps.data.conftest import report_of
 from vlmtune.apps.data.alternatives import Room, Shape, image_limits, max_lengths
 from vlmtune.config import load_config
 from vlmtune.data import Processor
-from vlmtune.engine.runner import build_data
+from vlmtune.engine.build import build_data
 from vlmtune.structures import Conversation, ImagePart, ImageRef, ImageSize, Message, TextPart
 
 

@@ -10,7 +10,7 @@ from vlmtune.apps.data.held_out import check_held_out
 from vlmtune.cli import main
 from vlmtune.config import load_config
 from vlmtune.data import Processor
-from vlmtune.engine.runner import build_validation
+from vlmtune.engine.build import build_validation
 from vlmtune.utils.errors import DataError
 
 HELD_OUT = """

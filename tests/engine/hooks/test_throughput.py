@@ -7,8 +7,8 @@ import torch
 from mmengine.config import Config
 
 from vlmtune.apps.train import prepare_config
+from vlmtune.engine.build import build_data
 from vlmtune.engine.hooks.throughput import peak_memory_mib
-from vlmtune.engine.runner import build_data
 
 
 def rows_of(work_dir):

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from mmengine.config import Config
 
 from vlmtune.data import Processor
+from vlmtune.engine.build import build_validation
 from vlmtune.engine.precheck import check_validation
-from vlmtune.engine.runner import build_validation
 from vlmtune.evaluation import Evaluator, Questions, open_questions
 from vlmtune.utils.errors import UserError
 
