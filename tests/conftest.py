@@ -1,10 +1,14 @@
 """Fixtures for every room: tiny models and data sets, written once per session; one torch thread per worker."""
 
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from vlmtune.testing import TinyData, write_tiny_data, write_tiny_model
 from vlmtune.testing.warm_ranks import WarmRanks
@@ -14,6 +18,12 @@ from vlmtune.testing.warm_ranks import WarmRanks
 def one_torch_thread() -> None:
     """Workers run side by side, and tiny matrices do not gain from threads."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def ctrl_c() -> None:
+    """A shell lets commands in its background ignore Ctrl-C, and they hand that on to their children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope='session')
@@ -53,3 +63,16 @@ def warm_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmRanks]:
     ranks = WarmRanks(tmp_path_factory.mktemp('ranks'))
     yield ranks
     ranks.close()
+
+
+@pytest.fixture(scope='session')
+def quickstart_data(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> None:
+    """``quickstart/data``, written once: a second time would empty files that another worker's tests read."""
+    pytest.importorskip('easy_vqa')
+    own = tmp_path_factory.getbasetemp()
+    shared = own if worker_id == 'master' else own.parent
+    with FileLock(shared / 'quickstart.lock'):
+        if not (shared / 'quickstart.done').exists():
+            program = Path(__file__).parents[1] / 'quickstart' / 'prepare_data.py'
+            subprocess.run([sys.executable, program, '--base'], check=True)
+            (shared / 'quickstart.done').touch()
