@@ -1,5 +1,6 @@
 """Fixtures for every room: tiny models and data sets, written once per session; one torch thread per worker."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -24,6 +25,12 @@ def one_torch_thread() -> None:
 def ctrl_c() -> None:
     """A shell lets commands in its background ignore Ctrl-C, and they hand that on to their children."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def own_servers() -> None:
+    """Servers of tests are on this machine, where no proxy could reach them."""
+    os.environ.update(NO_PROXY='127.0.0.1,localhost', no_proxy='127.0.0.1,localhost')
 
 
 @pytest.fixture(scope='session')

@@ -177,7 +177,7 @@ def test_doors_in_tools_are_the_verbs():
             [sys.executable, str(path), '--help'],
             capture_output=True,
             text=True,
-            env={**os.environ, 'PYTHONPATH': str(ROOT)},
+            env={**os.environ, 'PYTHONPATH': str(ROOT), 'COLUMNS': '120'},
         )
         assert run.stdout.startswith(f'usage: vlmtune {DOORS[path.stem]} '), run.stderr
         assert len(path.read_text().splitlines()) <= 60

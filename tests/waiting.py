@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 
-def until(happened: Callable[[], object], *, seconds: float = 120.0) -> None:
+def until(happened: Callable[[], object], *, seconds: float = 600.0) -> None:
     """Returns as soon as ``happened()`` is true; the time only ends what hangs."""
     end = time.monotonic() + seconds
     while not happened():

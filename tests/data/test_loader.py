@@ -83,6 +83,7 @@ def test_workers_yield_the_same(dataset):
         (dict(max_patches=400), 'max_patches=400 is a limit of packs; set pack_to_max_length=True'),
         (dict(pack_to_max_length=True, max_patches=0), 'max_patches=0: expected a positive integer, or None'),
         (dict(prefetch_factor=4), 'prefetch_factor=4 needs num_workers of at least 1'),
+        (dict(num_workers=-1), 'num_workers=-1: expected a number of processes, or 0 for none'),
     ],
 )
 def test_mistakes(settings, message, dataset):

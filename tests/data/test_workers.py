@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.waiting import until
 from vlmtune.data import StepDataLoader
 from vlmtune.data.workers import DEFAULT_TIMEOUT, begin_work, make_board, note_loading
 from vlmtune.engine.ranks import Bounds
+from vlmtune.utils.errors import ConfigError
 
 
 def test_signals_of_the_terminal_and_the_cluster_do_not_end_workers():
@@ -145,3 +147,20 @@ def test_the_time_limit():
     assert loader(timeout=7).timeout == 7
     assert loader(timeout=0).timeout == 0
     assert loader(num_workers=0, timeout=7).timeout == 0
+
+
+def test_a_temporary_folder_with_too_long_a_name(monkeypatch):
+    """One byte less, and tensors come through."""
+    with tempfile.TemporaryDirectory(dir='/tmp') as short:
+        folder = f'{short}/'.ljust(75, 'x')
+        os.mkdir(folder)
+        monkeypatch.setattr(tempfile, 'tempdir', folder)
+        batches = iter(loader())
+        assert next(batches).item() > 0
+        batches.close(at_once=True)
+    monkeypatch.setattr(tempfile, 'tempdir', folder + 'x')
+    loader(num_workers=0)
+    with pytest.raises(
+        ConfigError, match='whose name has 76 bytes; set TMPDIR to one of at most 75, or dataloader_num'
+    ):
+        loader()

@@ -88,7 +88,7 @@ CASES = dict(
     vanished=(vanish, {'dataloader_num_workers': 1}),
     killed_worker=(lambda: bad_sample(kill_myself), {'dataloader_num_workers': 2}),
     hung_worker=(
-        lambda: bad_sample(lambda _: time.sleep(1000)), {'dataloader_num_workers': 1, 'train_dataloader.timeout': 3}
+        lambda: bad_sample(lambda _: time.sleep(1000)), {'dataloader_num_workers': 1, 'train_dataloader.timeout': 5}
     ),
     disk_trouble=(lambda: bad_sample(disk_trouble), {}),
     nan=(nan_loss, {}),

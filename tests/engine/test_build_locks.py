@@ -1,7 +1,9 @@
 """A lock that a killed process has left is told before DeepSpeed waits for it."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -26,7 +28,13 @@ def test_one_that_nobody_holds_is_an_error(folder, name):
         check_build_locks()
 
 
-def test_one_of_a_living_process_and_those_of_others_are_none(folder):
+@pytest.mark.parametrize('linked', [False, True])
+def test_one_of_a_living_process_and_those_of_others_are_none(linked, folder, tmp_path_factory, monkeypatch):
+    """Also where the way to the folder leads over a link, as to homes of clusters."""
+    if linked:
+        link = tmp_path_factory.mktemp('home') / 'link'
+        link.symlink_to(folder)
+        monkeypatch.setenv('TORCH_EXTENSIONS_DIR', str(link))
     check_build_locks()
     (folder / 'of_somebody_else' / 'lock').touch()
     lock = folder / 'cpu_adam' / 'lock'
@@ -37,8 +45,22 @@ def test_one_of_a_living_process_and_those_of_others_are_none(folder):
     assert left_locks() == [lock]
 
 
-def test_one_that_is_released_while_we_look_is_none(folder, monkeypatch):
+@pytest.mark.parametrize('taken_again', [False, True])
+def test_one_that_is_released_while_we_look_is_none(taken_again, folder, monkeypatch):
     lock = folder / 'cpu_adam' / 'lock'
     lock.touch()
-    monkeypatch.setattr('vlmtune.engine.build_locks._open_files', lambda: lock.unlink() or set())
+    os.utime(lock, (1, 1))
+
+    def release():
+        lock.unlink()
+        if taken_again:
+            lock.touch()
+        return set()
+
+    monkeypatch.setattr('vlmtune.engine.build_locks._open_files', release)
+    check_build_locks()
+
+
+def test_one_that_is_released_between_two_looks_is_none(folder, monkeypatch):
+    monkeypatch.setattr(Path, 'glob', lambda root, pattern: [root / 'cpu_adam' / 'lock'])
     check_build_locks()

@@ -172,6 +172,7 @@ def test_what_another_node_announced_and_nobody_sees_here(tmp_path):
     files = {**announced(staging), 'rng_1.json': Written(2, 'a' * 64)}
     with pytest.raises(CheckpointError, match=r'rng_1.json .* the work dir is not shared between the nodes; choose'):
         checkpoint.seal(staging, tmp_path / 'iter_1.pth', files=files, meta=META, patience=0.1)
+    (staging / 'rng_1.json').write_bytes(b'{')
     threading.Timer(0.3, (staging / 'rng_1.json').write_bytes, [b'{}']).start()
     checkpoint.seal(staging, tmp_path / 'iter_1.pth', files=files, meta=META, patience=20.0)  # it takes a while
     assert (tmp_path / 'iter_1.pth' / 'rng_1.json').exists()

@@ -100,11 +100,11 @@ def test_a_worker_that_is_killed(run, bad_sample, tmp_path):
 
 def test_a_worker_that_hangs(run, bad_sample):
     """Of the samples of the pack that was waited for, the one that it was at."""
-    hang = {'dataloader_num_workers': 2, 'train_dataloader.timeout': 2, 'batch_size': 2, 'accumulative_counts': 1}
+    hang = {'dataloader_num_workers': 2, 'train_dataloader.timeout': 5, 'batch_size': 2, 'accumulative_counts': 1}
     with bad_sample(lambda _: time.sleep(1000)), pytest.raises(TrainingError) as caught:
         run('a', **hang, **IN_ORDER)
     assert str(caught.value) == (
-        'rank 0 could not get its data at iteration 3: the data workers gave nothing for 2 s '
+        'rank 0 could not get its data at iteration 3: the data workers gave nothing for 5 s '
         '(train_dataloader.timeout), loading sample 5 (data.json[5])'
     )
 
@@ -159,7 +159,7 @@ CANNOT = r'rank 1 could not get its data at iteration'
         (
             'hung_worker',
             'TrainingError',
-            CANNOT + r' 3: the data workers gave nothing for 3 s \(train_dataloader.timeout\), '
+            CANNOT + r' 3: the data workers gave nothing for 5 s \(train_dataloader.timeout\), '
             r'loading sample 11 \(data.json\[11\]\)',
         ),
         (

@@ -27,7 +27,7 @@ def start(command, *, at, do):
         if not done and re.search(at, line):
             do(process)
             done = True
-    return process.wait(timeout=120), lines
+    return process.wait(timeout=600), lines
 
 
 def rank(process, number):
@@ -55,7 +55,7 @@ def stopped(command, tmp_path):
     code, lines = start(command('run', '--nproc', '2'), at=r'step +5/', do=lambda p: p.send_signal(signal.SIGTERM))
     assert code == 143, ''.join(lines)
     assert [sum(text in line for line in lines) for text in ('stopped by SIGTERM', 'Loading weights: 100%')] == [1, 1]
-    assert re.fullmatch(r'to go on: vlmtune train \S+ --nproc 2 --work-dir \S+ --resume --cfg-options .*\n', lines[-1])
+    assert re.fullmatch(r'to go on: vlmtune train .+ --nproc 2 --work-dir .+ --resume --cfg-options .*\n', lines[-1])
     return tmp_path / 'run'
 
 
@@ -72,7 +72,7 @@ def test_a_killed_rank_is_started_again_and_ends_with_the_undisturbed_weights(st
     assert code == 0, text
     assert re.search('rank 1 has died .*; seen by rank 0', text)
     assert 'restart 1 by torchrun: goes on from the newest checkpoint' in text
-    assert re.search(r'resumed from \S+iter_1[26]\.pth', text)
+    assert re.search(r'resumed from .+iter_1[26]\.pth', text)
     code, lines = start(command('whole', '--nproc', '2'), at='never', do=None)
     assert code == 0, ''.join(lines)
     mine, undisturbed = weights(tmp_path / 'run'), weights(tmp_path / 'whole')
@@ -100,7 +100,7 @@ def test_two_tasks_of_slurm(command, tmp_path):
         )
         for task in range(2)
     ]  # fmt: skip
-    printed = [task.communicate(timeout=180)[0] for task in tasks]
+    printed = [task.communicate(timeout=600)[0] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], printed
     assert '2 processes' in printed[0]
     assert weights(tmp_path / 'slurm')
@@ -110,7 +110,7 @@ def test_two_tasks_of_slurm(command, tmp_path):
 def test_dist_train_is_torchrun(command, tmp_path):
     line = command('dist', program=())
     script = ['bash', str(ROOT / 'tools' / 'dist_train.sh'), line[1], '2', *line[2:]]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=180, env=os_environ(MASTER_PORT='29517'))
+    done = subprocess.run(script, capture_output=True, text=True, timeout=600, env=os_environ(MASTER_PORT='29517'))
     assert done.returncode == 0, done.stderr
     assert weights(tmp_path / 'dist')
 

@@ -55,7 +55,7 @@ def loaded(tmp_path_factory):
     environment = {**os.environ, 'LOCAL_RANK': '0', 'MALLOC_MMAP_THRESHOLD_': '65536', 'OMP_NUM_THREADS': '1'}
     script = Path(__file__).with_name('sharded_ranks.py')
     done = subprocess.run(
-        [sys.executable, script, folder], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, script, folder], env=environment, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return [json.loads((folder / f'{rank}.json').read_text()) for rank in range(2)]

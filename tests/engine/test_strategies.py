@@ -13,7 +13,7 @@ def train(recipe, work_dir, *options, **overrides):
     command = [sys.executable, '-m', 'vlmtune', 'train', str(recipe), '--work-dir', str(work_dir), *options]
     settings = [f'{name}={value!r}' for name, value in overrides.items()]
     done = subprocess.run(
-        [*command, *(['--cfg-options', *settings] if settings else [])], capture_output=True, text=True, timeout=180
+        [*command, *(['--cfg-options', *settings] if settings else [])], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr

@@ -3,12 +3,9 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import pytest
-from filelock import FileLock
-
+from tests.waiting import until
 from vlmtune.cli import main
 from vlmtune.engine.checkpoint import verify
 
@@ -32,25 +29,10 @@ def python(*arguments: str) -> str:
 def train_and_kill(work_dir: Path, *, when: Path) -> None:
     command = [sys.executable, '-m', 'vlmtune', 'train', 'quickstart_lora', '--work-dir', str(work_dir)]
     process = subprocess.Popen([*command, '--cfg-options', *SMALL], cwd=ROOT, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not when.exists():
-        assert process.poll() is None, 'it ended by itself'
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: when.exists() or process.poll() is not None)
+    assert when.exists(), 'it ended by itself'
     process.kill()
     process.wait()
-
-
-@pytest.fixture(scope='session')
-def quickstart_data(tmp_path_factory, worker_id) -> None:
-    """Written once, though several workers ask for it."""
-    pytest.importorskip('easy_vqa')
-    own = tmp_path_factory.getbasetemp()
-    shared = own if worker_id == 'master' else own.parent
-    with FileLock(shared / 'quickstart.lock'):
-        if not (shared / 'quickstart.done').exists():
-            python('quickstart/prepare_data.py', '--base')
-            (shared / 'quickstart.done').touch()
 
 
 def test_the_whole_path(quickstart_data, tmp_path, monkeypatch, capsys):

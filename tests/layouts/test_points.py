@@ -89,15 +89,16 @@ def sizes_of(images: list[Image.Image]) -> list[ImageSize]:
 # ---- as the official code
 
 
-@pytest.mark.parametrize(('attention', 'tolerance'), [('eager', 1e-5), ('sdpa', 5e-5)])
-def test_logits(golden: Golden, attention: str, tolerance: float):
-    """Logits of size 8. The official code ran eager attention, measured 0.0; sdpa sums in another order: 2.5e-5."""
+@pytest.mark.parametrize('attention', ['eager', 'sdpa'])
+def test_logits(golden: Golden, attention: str):
+    """Logits of size 8. Where the official code ran, with AVX-512, eager attention gives its bits; a processor without
+    it sums in another order: measured 1.4e-5 with AVX2, 1.2e-4 without."""
     model, family = load_model(str(golden.folder), dtype=torch.float32, attn_implementation=attention)
     assert family.model_type == 'points'
     for case in CASES:
         with torch.no_grad():
             logits = model(**golden.part(f'inputs/{case}/'), use_cache=False).logits
-        torch.testing.assert_close(logits, golden.tensors[f'logits/{case}'], atol=tolerance, rtol=0)
+        torch.testing.assert_close(logits, golden.tensors[f'logits/{case}'], atol=3e-4, rtol=0)
 
 
 @pytest.mark.usefixtures('pillow_of_the_goldens')

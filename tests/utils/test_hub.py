@@ -44,6 +44,7 @@ def hub(tmp_path, monkeypatch, tiny_model):
 def no_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, 'ENDPOINT', 'http://127.0.0.1:9')  # nobody listens there
     monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Verbs that list, copy and print recipes."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,6 @@ def test_config_verbs(recipe, tmp_path, capsys):
 
 def test_a_closed_pipe_is_no_failure(recipe):
     environment = {name: value for name, value in os.environ.items() if name != 'PYTHONUNBUFFERED'}
-    command = f'{sys.executable} -m vlmtune print-cfg {recipe} | true'
+    command = shlex.join([sys.executable, '-m', 'vlmtune', 'print-cfg', str(recipe)]) + ' | true'
     run = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert run.stderr == ''

@@ -16,7 +16,7 @@ from vlmtune.data.packing import Plan, check_patches, plan_batches, plan_packs
 from vlmtune.data.samplers import PackSampler, Tail
 from vlmtune.data.stream_sampler import StreamSampler
 from vlmtune.data.streaming import StreamingDataset
-from vlmtune.data.workers import DEFAULT_TIMEOUT, WorkerBatches, begin_work, make_board
+from vlmtune.data.workers import DEFAULT_TIMEOUT, WorkerBatches, begin_work, check_temporary_folder, make_board
 from vlmtune.utils.errors import ConfigError
 
 PlannedData: TypeAlias = SupervisedDataset | MixedDataset
@@ -37,6 +37,7 @@ class StepDataLoader(DataLoader):
         workers: dict[str, Any] = {}
         board = make_board(options.get('num_workers', 0))
         if options.get('num_workers'):
+            check_temporary_folder()
             seconds = DEFAULT_TIMEOUT if timeout is None else timeout
             workers = dict(timeout=seconds, worker_init_fn=partial(begin_work, board=board))
         super().__init__(dataset, generator=generator, **{**workers, **options})
@@ -158,6 +159,8 @@ def _check_settings(
         raise ConfigError(f'tail={tail!r} is unknown; expected one of {", ".join(get_args(Tail))}')
     if batch_size < 1 or accumulative_counts < 1:
         raise ConfigError(f'batch_size={batch_size} and accumulative_counts={accumulative_counts} must be at least 1')
+    if num_workers < 0:
+        raise ConfigError(f'num_workers={num_workers}: expected a number of processes, or 0 for none')
     if num_workers == 0 and prefetch_factor is not None:
         raise ConfigError(f'prefetch_factor={prefetch_factor} needs num_workers of at least 1')
     if timeout is not None and not 0 <= timeout < float('inf'):

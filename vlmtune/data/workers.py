@@ -7,6 +7,7 @@ the run itself has come to the end of its step.
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -17,16 +18,32 @@ import torch
 from torch import Tensor
 
 from vlmtune.data.sample_places import places
+from vlmtune.utils.errors import ConfigError
 
 DEFAULT_TIMEOUT = 300.0
 """Seconds that a batch may take. Less than ranks wait for each other (timeouts.step), so that the rank whose data does
 not come can say so."""
 _LOOK_AGAIN = 2.0  # seconds; for the parent
 _NOTE = 256  # bytes that a worker has to say what it loads
+_LONGEST_FOLDER = 107 - len('/pymp-12345678/listener-12345678')  # bytes; 107 is what the name of a socket may have
 
 
 class _Desk:
     note: np.ndarray | None = None  # in a worker: uint8[_NOTE], read by the parent
+
+
+def check_temporary_folder() -> None:
+    """Workers hand tensors over through sockets in it; with a name that is too long the run would hang.
+
+    Raises:
+        ConfigError: it has one.
+    """
+    folder = tempfile.gettempdir()
+    if (length := len(os.fsencode(folder))) > _LONGEST_FOLDER:
+        raise ConfigError(
+            f'TMPDIR={folder}: data workers cannot open sockets in a folder whose name has {length} bytes; set TMPDIR '
+            f'to one of at most {_LONGEST_FOLDER}, or dataloader_num_workers=0'
+        )
 
 
 def make_board(workers: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Locks of the parts that DeepSpeed compiles when they are first used: a killed process leaves its lock behind."""
 
 import os
+import time
 from pathlib import Path
 
 import psutil
@@ -27,20 +28,25 @@ def left_locks() -> list[Path]:
     """The locks in the folder of torch's extensions that are DeepSpeed's and held by no process of this machine."""
     from torch.utils.cpp_extension import get_default_build_root
 
-    root = Path(os.environ.get('TORCH_EXTENSIONS_DIR') or get_default_build_root())
+    root = Path(os.environ.get('TORCH_EXTENSIONS_DIR') or get_default_build_root()).resolve()  # as open files are named
     found = (lock for name in _PARTS for lock in (*root.glob(f'{name}/lock'), *root.glob(f'*/{name}/lock')))
-    locks = {lock: lock.stat().st_ino for lock in found}
+    locks = {lock: seen for lock in found if (seen := _which(lock)) is not None}
     if not locks:
         return []
     held = _open_files()
-    return sorted(lock for lock, inode in locks.items() if str(lock) not in held and _is_still(lock, inode))
+    left = sorted(lock for lock in locks if str(lock) not in held)
+    if left:
+        time.sleep(0.5)  # a lock is closed a moment before it is removed
+    return [lock for lock in left if _which(lock) == locks[lock]]
 
 
-def _is_still(lock: Path, inode: int) -> bool:
+def _which(lock: Path) -> tuple[int, int] | None:
+    """Tells a lock from the next one of that name, which may well get its inode; None: it is released."""
     try:
-        return lock.stat().st_ino == inode
+        status = lock.stat()
     except FileNotFoundError:
-        return False
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _open_files() -> set[str]:

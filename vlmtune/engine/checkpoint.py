@@ -136,22 +136,27 @@ def seal(
 
 
 def _expect(staging: Path, files: Mapping[str, Written], *, patience: float) -> None:
-    """Every announced file is there. A network file system may need a while to show what another node wrote."""
+    """Every announced file is there, whole. A network file system may need a while to show what another node wrote."""
     until = time.monotonic() + patience
     for name, written in files.items():
-        while True:
-            try:
-                found = size_of(staging, name)
-                break
-            except CheckpointError:
-                if time.monotonic() > until:
-                    raise CheckpointError(
-                        f'{name} of {staging} was written by another process and is not to be seen here: the work dir '
-                        'is not shared between the nodes; choose a --work-dir that all of them see'
-                    ) from None
+        while (found := _size_or_none(staging, name)) != written.size:
+            if time.monotonic() < until:
                 time.sleep(0.5)
-        if found != written.size:
-            raise CheckpointError(f'{staging}: {name} has {found} bytes right after {written.size} were written to it')
+            elif found is None:
+                raise CheckpointError(
+                    f'{name} of {staging} was written by another process and is not to be seen here: the work dir '
+                    'is not shared between the nodes; choose a --work-dir that all of them see'
+                )
+            else:
+                raise CheckpointError(
+                    f'{staging}: {name} has {found} bytes right after {written.size} were written to it'
+                )
+
+
+def _size_or_none(staging: Path, name: str) -> int | None:
+    with contextlib.suppress(CheckpointError):
+        return size_of(staging, name)
+    return None
 
 
 def _free_name(target: Path) -> Path:

@@ -53,6 +53,7 @@ class FakeHub(ThreadingHTTPServer):
             HF_HUB_CACHE=str(cache),
             HF_TOKEN_PATH=str(cache / 'no_token'),
             HF_HUB_DISABLE_XET=True,
+            HF_HUB_OFFLINE=False,
         )
 
 

@@ -19,8 +19,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
-BOUND = 300.0  # seconds of a run
-GRACE = 30.0  # seconds for the others when a rank has failed
+BOUND = 900.0  # seconds of a run; the first one with DeepSpeed compiles for minutes on a busy machine
+GRACE = 60.0  # seconds for the others when a rank has failed
 
 
 class Ended(NamedTuple):

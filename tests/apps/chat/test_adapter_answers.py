@@ -73,5 +73,5 @@ def test_an_adapter_for_another_base_is_told_with_both_names(trained_run, tiny_m
     assert str(adapter) in told
     assert base in told or (run.base in told and other in told)
     assert '\n' not in told
-    assert len(told) < 700  # PEFT names every module
+    assert len(told.replace(str(tmp_path.parent), '')) < 600  # PEFT names every module
     assert 'tmp/tmp' not in told  # the folder in which both lay for a moment

@@ -238,7 +238,7 @@ def test_a_conversation_through_the_command_line(llava, image):
     lines = f'/image {image}\n{WORDS}\n/image nowhere.png\nAnd now?\n'
     environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
     done = subprocess.run(
-        command, input=lines, capture_output=True, text=True, timeout=120, env=environment, check=False
+        command, input=lines, capture_output=True, text=True, timeout=600, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr
     first = expected(llava, ask(WORDS, image), max_new_tokens=4)
