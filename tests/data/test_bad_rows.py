@@ -7,7 +7,7 @@ import pytest
 
 from tests.data.squares import BAD, GOOD, LONG, lines_of, row
 from vlmtune.data import SupervisedDataset, chat_template_map_fn, load_rows
-from vlmtune.data.dataset import BadSample, note_bad_sample
+from vlmtune.data.bad_rows import BadSample, note_bad_sample
 from vlmtune.utils.errors import DataError
 
 

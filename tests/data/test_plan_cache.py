@@ -111,7 +111,7 @@ def test_of_several_processes_one_plans(world, tmp_path):
         rank.start()
     until(lambda: (tmp_path / 'mapped').exists() and len(list(tmp_path.glob('begun_*'))) == 3)
     (tmp_path / 'hold').unlink()
-    lengths = [results.get(timeout=60) for _ in ranks]
+    lengths = [results.get(timeout=600) for _ in ranks]
     for rank in ranks:
         rank.join(60)
     assert lengths[0] == lengths[1] == lengths[2]

@@ -57,10 +57,11 @@ def test_settings_that_do_not(name, world, outcome):
 )
 def test_the_processor(settings, differs, world, outcome, tiny_model):
     template = 'qwen_vl'
-    build = lambda **more: world.build(  # noqa: E731
-        processor=Processor(str(tiny_model('qwen2_vl')), **{'prompt_template': template, **more}), on_bad_sample='skip',
-        bad_sample_budget=1.0,
-    )  # fmt: skip
+
+    def build(**more):
+        processor = Processor(str(tiny_model('qwen2_vl')), **{'prompt_template': template, **more})
+        world.build(processor=processor, on_bad_sample='skip', bad_sample_budget=1.0)
+
     build()
     build()
     assert outcome() == 'hit'

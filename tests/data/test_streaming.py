@@ -47,6 +47,28 @@ def test_a_source_that_is_not_there(tmp_path):
             stream_rows(tmp_path / name)
 
 
+@pytest.mark.parametrize('name', ['rows.JSONL', 'rows.JSON'])
+def test_the_case_of_a_suffix_does_not_count(name, tmp_path):
+    (tmp_path / name).write_text(json.dumps(row(0) if name == 'rows.JSONL' else [row(0)]))
+    assert [found.load() for found in stream_rows(tmp_path / name).read()] == [row(0)]
+
+
+def test_no_hub_is_asked_that_does_not_answer(monkeypatch):
+    monkeypatch.setattr('vlmtune.data.row_streams.hub_answers', lambda: False)
+    with pytest.raises(DataError, match=r'data/trian: there is no /.*/data/trian, and the hub .* cannot be reached'):
+        stream_rows('data/trian')
+
+
+def test_a_file_of_modelscope(monkeypatch, write):
+    path = write([row(0)])
+    asked = []
+    monkeypatch.setattr(
+        'vlmtune.data.row_streams.modelscope_folder', lambda name, **kinds: asked.append((name, kinds['kind'])) or path
+    )
+    assert [found.load() for found in stream_rows('modelscope://org/set/rows.jsonl').read()] == [row(0)]
+    assert asked == [('modelscope://org/set/rows.jsonl', 'dataset')]
+
+
 # ---- bad rows, and what a stream has not
 
 

@@ -45,6 +45,17 @@ def test_resume_is_exact(run_stream, contents, differences):
     assert differences(contents(whole / 'iter_12.pth'), expected) == []
 
 
+def test_rows_that_were_noted_before_a_resume_stay_noted(run_stream, tmp_path):
+    noted = tmp_path / 'kept' / 'bad_samples.jsonl'
+    noted.parent.mkdir()
+    noted.write_text('of an earlier start\n')
+    run_stream('kept', max_steps=1)
+    assert 'of an earlier start' not in noted.read_text()
+    noted.write_text('of this run\n')
+    run_stream('kept', max_steps=2, resume=True)
+    assert noted.read_text().startswith('of this run\n')
+
+
 def test_epochs_are_refused(run_stream):
     with pytest.raises(ConfigError, match='a stream has no epochs; set max_steps'):
         run_stream('epochs', max_epochs=1, max_steps=None)

@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from vlmtune.data.bad_rows import BadSample
 from vlmtune.data.indexed import Indexed
-from vlmtune.data.sample_table import BadSample, SampleTable
+from vlmtune.data.sample_table import SampleTable
 from vlmtune.structures import Sample
 
 

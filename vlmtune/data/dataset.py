@@ -1,6 +1,5 @@
 """Rows -> samples, all of them before the first step and without decoding a pixel."""
 
-import fcntl
 import functools
 import logging
 import os
@@ -8,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from vlmtune.data.augmentation import TransformSetting, build_augmentation
+from vlmtune.data.bad_rows import BadSample, OnBadSample, note_bad_sample, over_budget, paths_of
 from vlmtune.data.cut_samples import CutSamples
 from vlmtune.data.downloads import image_root
 from vlmtune.data.feature_store import FeatureStore
@@ -23,7 +23,7 @@ from vlmtune.data.plan_cache import open_plan
 from vlmtune.data.planning import Overlong, RowPlanner, Rows
 from vlmtune.data.processor import Processor
 from vlmtune.data.sample_loading import blank_images, load_images, to_tensors
-from vlmtune.data.sample_table import BAD, OVERLONG, BadSample, SampleTable, over_budget, paths_of, problem_of
+from vlmtune.data.sample_table import BAD, OVERLONG, SampleTable, problem_of
 from vlmtune.data.sources import where
 from vlmtune.data.workers import note_loading
 from vlmtune.registry import DATASETS, build_callable
@@ -32,10 +32,6 @@ from vlmtune.utils.errors import ConfigError, DataError
 from vlmtune.utils.json_lines import as_line
 
 logger = logging.getLogger(__name__)
-
-OnBadSample: TypeAlias = Literal['error', 'skip']
-
-__all__ = ['BadSample', 'Overlong', 'Rows', 'SupervisedDataset', 'note_bad_sample']
 
 
 @DATASETS.register_module()
@@ -247,18 +243,6 @@ class SupervisedDataset(Dataset):
         if self.augmentation is not None:
             images = self.augmentation(images, epoch=key.epoch, sample=key.sample)
         return self.processor.image_bytes(images), None
-
-
-def note_bad_sample(bad: BadSample, *, file: Path | None) -> None:
-    """Add a sample to a file, once; several workers and ranks may do so at the same time."""
-    if file is None:
-        return
-    line = as_line(asdict(bad)).encode()
-    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-    with os.fdopen(handle, 'rb+', buffering=0) as noted:
-        fcntl.flock(noted, fcntl.LOCK_EX)  # until it is closed
-        if line not in (noted.readall() or b''):  # an earlier epoch met it
-            noted.write(line)
 
 
 def _write_anew(file: Path, text: str) -> None:

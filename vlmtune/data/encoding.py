@@ -14,7 +14,7 @@ from vlmtune.data.rendering import Rendered, Span
 from vlmtune.utils.errors import DataError
 
 
-class Pieces(NamedTuple):
+class Encoded(NamedTuple):
     """Tokens and the characters [start, end) they stand for: int32[L], int64[L], int64[L]."""
 
     ids: np.ndarray
@@ -40,7 +40,7 @@ class TextEncoder:
         self._is_control[control] = True
         self._known_ids: dict[str, np.ndarray] = {}
 
-    def encode(self, rendered: Rendered) -> Pieces:
+    def encode(self, rendered: Rendered) -> Encoded:
         """Tokens of the whole text."""
         special = self._adds_special(rendered)
         pieces = self._tokenizer_pieces(rendered.text, 0, special=special)
@@ -73,16 +73,16 @@ class TextEncoder:
         before = rendered.text[: rendered.contents[0].start] if rendered.contents else rendered.text
         return self.image_token is not None and not (bos and bos in before)
 
-    def _tokenizer_pieces(self, text: str, offset: int, *, special: bool) -> Pieces:
+    def _tokenizer_pieces(self, text: str, offset: int, *, special: bool) -> Encoded:
         backend = self.tokenizer.backend_tokenizer  # calling the tokenizer itself makes lists of lists: a third slower
         backend.encode_special_tokens = self.tokenizer.split_special_tokens
         backend.no_truncation()
         backend.no_padding()
         encoding = backend.encode(text, add_special_tokens=special)
         spans = np.fromiter(chain.from_iterable(encoding.offsets), np.int64).reshape(-1, 2) + offset
-        return Pieces(np.array(encoding.ids, np.int32), spans[:, 0], spans[:, 1])
+        return Encoded(np.array(encoding.ids, np.int32), spans[:, 0], spans[:, 1])
 
-    def _spans_with_control_tokens(self, pieces: Pieces, contents: Sequence[Span]) -> list[Span]:
+    def _spans_with_control_tokens(self, pieces: Encoded, contents: Sequence[Span]) -> list[Span]:
         """The texts in which the tokenizer found a control token, or a part of one that goes on in the next text."""
         found = np.flatnonzero(
             self._is_control[np.minimum(pieces.ids, len(self._is_control) - 1)] & (pieces.ends > pieces.starts)
@@ -90,13 +90,13 @@ class TextEncoder:
         starts, ends = pieces.starts[found].tolist(), pieces.ends[found].tolist()
         return [s for s in contents if any(a < s.end and b > s.start for a, b in zip(starts, ends, strict=True))]
 
-    def _encode_around(self, text: str, literal: Sequence[Span], *, special: bool) -> Pieces:
+    def _encode_around(self, text: str, literal: Sequence[Span], *, special: bool) -> Encoded:
         """The slow way: the texts in ``literal`` are tokenised alone, specials switched off."""
         parts, at = [], 0
         for span in literal:
             parts.append(self._tokenizer_pieces(text[at : span.start], at, special=special))
             ids = self.literal_ids(text[span.start : span.end])
-            parts.append(Pieces(ids, np.full(len(ids), span.start), np.full(len(ids), span.end)))
+            parts.append(Encoded(ids, np.full(len(ids), span.start), np.full(len(ids), span.end)))
             at, special = span.end, False
         parts.append(self._tokenizer_pieces(text[at:], at, special=special))
-        return Pieces(*map(np.concatenate, zip(*parts, strict=True)))
+        return Encoded(*map(np.concatenate, zip(*parts, strict=True)))

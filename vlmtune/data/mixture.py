@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 
 from vlmtune.config.targets import find_target
 from vlmtune.data.augmentation import TransformSetting
-from vlmtune.data.dataset import BadSample, SupervisedDataset
+from vlmtune.data.bad_rows import BadSample
+from vlmtune.data.dataset import SupervisedDataset
 from vlmtune.data.indexed import Indexed
 from vlmtune.data.processor import Processor
 from vlmtune.data.streaming import StreamingDataset

@@ -8,7 +8,6 @@ Letters: L tokens, I images.
 """
 
 import copy
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -37,8 +36,6 @@ from vlmtune.structures import IGNORE_INDEX, Conversation, ImageSize, Message, S
 from vlmtune.utils.errors import ConfigError, DataError, ModelError
 from vlmtune.utils.imports import import_name
 from vlmtune.utils.pretrained import load_pretrained, read_source_json
-
-logger = logging.getLogger(__name__)
 
 
 @PROCESSORS.register_module()
@@ -127,7 +124,6 @@ class Processor:
             raise ConfigError(
                 f'image_processor: unknown settings {unknown}; {type(loaded).__name__} knows {sorted(known)}'
             )
-        logger.info('images go through %s, text through %s', type(loaded).__name__, type(self.tokenizer).__name__)
         settings = {**dict(self.family.image_settings), **settings}
         changed = load(**copy.deepcopy(settings)) if settings else loaded  # it writes into them
         check(changed.to_dict())

@@ -11,6 +11,7 @@ from vlmtune.data.file_rows import parse_row
 from vlmtune.data.sources import load_rows, where
 from vlmtune.registry import build_callable
 from vlmtune.utils.errors import DataError
+from vlmtune.utils.hub import hub_answers, is_modelscope, modelscope_folder, why_no_answer
 
 Row = Mapping[str, Any]
 
@@ -115,28 +116,33 @@ class IterableStream:
 def stream_rows(
     path: str | os.PathLike[str], *, split: str = 'train', name: str | None = None
 ) -> LineStream | IterableStream:
-    """The rows of a data set, one after the other; nothing is read ahead or written to disk.
+    """The rows of a data set, one after the other; nothing is read ahead, or written to disk but downloads.
 
     Args:
         path: a .jsonl file, which is read line by line and resumed by seeking; a .json or .csv file, of which
             ``load_rows`` keeps the places of the rows in memory; a .parquet or .arrow file; or the id of a data set on
-            the hub or a folder, which ``datasets`` streams.
+            the hub or a folder, which ``datasets`` streams. What ``modelscope://`` names is downloaded as a whole.
         split, name: of a folder or a data set on the hub.
 
     Raises:
         DataError: there is no such file, or it cannot be read.
     """
     text = os.fspath(path)
+    if is_modelscope(text):
+        text = modelscope_folder(text, kind='dataset', error=DataError)
     local = Path(text).expanduser()
-    if local.suffix == '.jsonl':
+    suffix = local.suffix.lower()
+    if suffix == '.jsonl':
         return LineStream(local)
-    if local.suffix in ('.json', '.csv'):
+    if suffix in ('.json', '.csv'):
         return IterableStream(load_rows(local), name=local.name)
     from datasets import load_dataset  # noqa: PLC0415  (it takes seconds, and json files need none of it)
 
-    kind = {'.parquet': 'parquet', '.arrow': 'arrow'}.get(local.suffix)
+    kind = {'.parquet': 'parquet', '.arrow': 'arrow'}.get(suffix)
     if kind is not None and not local.is_file():
         raise DataError(f'data file not found: {local.absolute()}; check the path in the config (data_path)')
+    if not local.exists() and not hub_answers():  # the library asks for a minute
+        raise DataError(f'{text}: there is no {local.absolute()}, and {why_no_answer()}')
     try:
         if kind is None:
             found = load_dataset(str(local) if local.is_dir() else text, name, split=split, streaming=True)

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from vlmtune.data.arrow_arrays import list_array, list_of, number_array, number_lists, numbers_of, text_array
+from vlmtune.data.bad_rows import BadSample
 from vlmtune.data.indexed import Indexed
 from vlmtune.structures import IGNORE_INDEX, ImageRef, ImageSize, Sample
 from vlmtune.utils.errors import ConfigError
@@ -70,28 +71,6 @@ class PlannedRow:
     where: str = ''
     error: str = ''
     reason: str = ''
-
-
-@dataclass(frozen=True)
-class BadSample:
-    """A row that could not be used. ``kind`` is 'bad' or 'overlong', ``error`` the kind of the DataError."""
-
-    index: int
-    where: str
-    reason: str
-    kind: str = 'bad'
-    error: str = 'wrong_row'
-    images: tuple[str, ...] = ()
-
-
-def paths_of(images: Iterable[ImageRef]) -> tuple[str, ...]:
-    """The paths of those images that are files, for ``BadSample.images``."""
-    return tuple(image.path for image in images if image.path is not None)
-
-
-def over_budget(bad: int, count: int, budget: float) -> bool:
-    """Whether more than the share ``budget`` of ``count`` rows are bad; unless it is 0, one always may be."""
-    return bad > (max(budget * count, 1) if budget else 0)
 
 
 # ---- writing

@@ -16,7 +16,7 @@ from vlmtune.data.streaming import StreamingDataset, StreamKey
 from vlmtune.utils.errors import CheckpointError, ConfigError, DataError
 
 
-class Place(NamedTuple):
+class WindowStart(NamedTuple):
     """Where a window begins: how often the source was read through, the window's number, the source's position."""
 
     passes: int = 0
@@ -28,10 +28,10 @@ class Place(NamedTuple):
 class Window:
     """The packs of some rows, and where the next window begins."""
 
-    place: Place
+    place: WindowStart
     packs: list[list[StreamKey]]
     hash: str
-    after: Place
+    after: WindowStart
 
 
 class WindowReader:
@@ -47,13 +47,13 @@ class WindowReader:
         self.dataset, self._plan, self._max_patches = dataset, plan, max_patches
         self._open: tuple[tuple[int, ...], Iterator[StreamRow]] | None = None
 
-    def read(self, place: Place) -> Window:
+    def read(self, place: WindowStart) -> Window:
         """The window that begins at ``place``; one of no packs where the source ends there."""
         if self._open is None or self._open[0] != place.position:
             self._open = (place.position, self.dataset.stream.read(place.position))
         rows = list(islice(self._open[1], self.dataset.shuffle_window))
         ended = len(rows) < self.dataset.shuffle_window
-        after = Place(place.passes + 1) if ended else Place(place.passes, place.number + 1, rows[-1].after)
+        after = WindowStart(place.passes + 1) if ended else WindowStart(place.passes, place.number + 1, rows[-1].after)
         self._open = None if ended else (after.position, self._open[1])
         keys = self.dataset.plan(rows, epoch=place.passes) if rows else []
         lengths = np.array([len(key.sample.planned) for key in keys], dtype=np.int64)
@@ -134,7 +134,7 @@ class StreamSampler(Sampler[list[StreamKey]]):
     def window(self) -> Window:
         """The window that the next pack is in."""
         if self._window is None:
-            self._window = self._reader.read(Place())
+            self._window = self._reader.read(WindowStart())
         return self._window
 
     def steps_in_epoch(self, epoch: int) -> int:
@@ -195,7 +195,7 @@ class StreamSampler(Sampler[list[StreamKey]]):
             CheckpointError: the rows there, the lengths or the packing settings are not those of the saved run.
         """
         position = tuple(int(number) for number in state['position'])
-        self._window = self._reader.read(Place(int(state['passes']), int(state['window']), position))
+        self._window = self._reader.read(WindowStart(int(state['passes']), int(state['window']), position))
         self._consumed = int(state['consumed'])
         if self._window.hash != state['plan']:
             raise CheckpointError(

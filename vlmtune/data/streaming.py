@@ -13,14 +13,14 @@ import torch
 from torch.utils.data import Dataset
 
 from vlmtune.data.augmentation import TransformSetting, build_augmentation
+from vlmtune.data.bad_rows import BadSample, OnBadSample, note_bad_sample, over_budget, paths_of
 from vlmtune.data.cut_samples import pieces
-from vlmtune.data.dataset import BadSample, OnBadSample, note_bad_sample
 from vlmtune.data.downloads import image_root
 from vlmtune.data.planning import Overlong, RowPlanner
 from vlmtune.data.processor import Processor
 from vlmtune.data.row_streams import RowStream, StreamedRows, StreamRow, open_stream
 from vlmtune.data.sample_loading import blank_images, load_images, to_tensors
-from vlmtune.data.sample_table import BAD, OK, PlannedRow, over_budget, paths_of
+from vlmtune.data.sample_table import BAD, OK, PlannedRow
 from vlmtune.data.workers import note_loading
 from vlmtune.registry import DATASETS, build_callable
 from vlmtune.structures import Conversation, Sample
@@ -107,7 +107,7 @@ class StreamingDataset(Dataset):
         self.bad_samples_file = None if bad_samples_file is None else Path(bad_samples_file)
         if self.bad_samples_file is not None:
             self.bad_samples_file.parent.mkdir(parents=True, exist_ok=True)
-            self.bad_samples_file.write_bytes(b'')
+            self.bad_samples_file.touch()  # a run that was resumed has its rows from before in it
         self._map_row, self._map_template = build_callable(dataset_map_fn), build_callable(template_map_fn)
 
     def plan(self, rows: Sequence[StreamRow], *, epoch: int = 0) -> list[StreamKey]:
