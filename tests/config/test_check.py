@@ -111,3 +111,34 @@ def test_check_config_raises_them_all(edit):
     cfg.default_hooks = {}
     with pytest.raises(ConfigError, match=f'2 mistakes in {path}'):
         check_config(cfg)
+
+
+@pytest.mark.parametrize(
+    ('setting', 'value', 'says'),
+    [
+        ('data_path', -3, 'train_dataloader.dataset.rows.path: expected a text, got -3'),
+        ('image_folder', ['x'], "train_dataloader.dataset.image_folder: expected a text or None, got ['x']"),
+        ('tune', 'lora', "model.tune: expected a dict, got 'lora'"),
+        ('prompt_template', ['x', 1], "processor.prompt_template: expected a text or None, got ['x', 1]"),
+        ('attn_implementation', True, 'model.attn_implementation: expected a text, got True'),
+        ('SYSTEM', 5, 'custom_hooks.1.system: expected a list (each a text or None) or a text or None, got 5'),
+        ('evaluation_images', ['x.png', 1.5, None], 'got ['),
+        ('val_interval', '10', "val_cfg.interval: expected an integer or None, got '10'"),
+        ('lora_r', 'x', "lora_r: expected a positive integer, got 'x'"),  # one line: it has a rule
+        (
+            'max_epochs',
+            'x',
+            "max_epochs: expected a positive number, to 100,000, got 'x'",
+        ),  # before the file fails of it
+        ('max_epochs', 1e9, 'max_epochs: expected a positive number, to 100,000, got'),  # would plan for ever
+        ('seed', 2**32, 'seed: expected an integer, 0 to 4294967295, or None, got 4294967296'),  # numpy takes none
+        ('val_cfg', 3, 'val_cfg: expected a dict, got 3'),
+        ('optim_type', None, 'optim_wrapper.optimizer.type: expected a class or a function, got None'),
+    ],
+)
+def test_values_of_a_wrong_kind_are_told_with_the_kind_that_is_expected(setting, value, says):
+    """All recipes pass the same check in tests/test_configs.py, so it asks nothing that they do not give."""
+    with pytest.raises(ConfigError) as caught:
+        load_config('quickstart_lora', {setting: value}, check=config_mistakes)
+    assert says in str(caught.value)
+    assert setting != 'lora_r' or 'mistakes' not in str(caught.value)

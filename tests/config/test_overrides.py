@@ -9,6 +9,9 @@ from vlmtune.utils.errors import ConfigError
     [
         ('1e-5', 1e-5),
         ('[1,2]', [1, 2]),
+        ('[a.jpg,b 1.jpg]', ['a.jpg', 'b 1.jpg']),
+        ('[a, true, 2,]', ['a', True, 2]),
+        ('[2024] rows.json', '[2024] rows.json'),
         ('1,2', (1, 2)),
         ('(0.9, 0.95)', (0.9, 0.95)),
         ('full', 'full'),
@@ -35,8 +38,9 @@ def test_values_are_literals_or_else_text(text, value):
 
 def test_wrong_options_are_listed_together():
     with pytest.raises(ConfigError) as failure:
-        parse_cfg_options(['lr', '=3', 'a b=1', 'x=1', 'x=2'])
+        parse_cfg_options(['lr', '=3', 'a b=1', 'x=1', 'x=2', "y=[a, 'b]"])
     message = str(failure.value)
-    assert message.startswith('4 mistakes')
+    assert message.startswith('5 mistakes')
     assert "expected key=value, such as lr=1e-5 or tune.llm=full, got 'lr'" in message
     assert "'x' is given twice" in message
+    assert "y: expected a list such as ['a.jpg', 'b.jpg'], got [a, 'b]" in message

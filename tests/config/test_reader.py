@@ -128,6 +128,16 @@ def test_other_tools_names_lead_to_ours(recipe, edit, theirs, ours):
     assert f'{theirs!r} is called {ours!r} here' in messages(edit('', f'{theirs} = 1'))
 
 
+def test_a_setting_that_a_recipe_lacks_is_told_with_what_it_has(recipe):
+    assert "'max_iters' is called 'max_steps' here; this recipe has 'max_epochs' instead" in messages(
+        recipe, {'max_iters': 2}
+    )
+    assert "'max_steps': this recipe has 'max_epochs' instead" in messages(recipe, {'max_steps': 2})
+    assert "'template' is called 'prompt_template' here; this recipe has no such setting" in messages(
+        recipe, {'template': 'x'}
+    )
+
+
 def test_a_name_that_nothing_uses_is_a_mistake_and_a_used_one_is_not(edit):
     path = edit('', 'warmup_ration = 0.1')
     message = messages(path)

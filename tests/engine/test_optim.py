@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import SGD, AdamW
 
 from vlmtune.engine import PartwiseOptimWrapperConstructor
-from vlmtune.engine.optim import StepOptimWrapper, unwrap
+from vlmtune.engine.optim import StepOptimWrapper, build_optimizer, unwrap
 from vlmtune.models import SupervisedFinetune
 from vlmtune.utils.errors import ConfigError
 
@@ -71,6 +71,12 @@ def test_frozen_weights_have_no_group(model):
 def test_settings_that_would_not_be_followed(settings, message):
     with pytest.raises(ConfigError, match=message):
         construct(**settings)
+
+
+@pytest.mark.parametrize('betas', [(0.9, 1.5), 'x', 3])
+def test_settings_that_the_optimizer_does_not_take_are_named(betas):
+    with pytest.raises(ConfigError, match=r'^optim_wrapper.optimizer: lr=0.1, betas=.* is not taken \('):
+        build_optimizer(dict(type=AdamW, lr=0.1, betas=betas), [nn.Parameter(torch.ones(1))])
 
 
 def test_paramwise_settings_are_refused():

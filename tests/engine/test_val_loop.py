@@ -163,7 +163,7 @@ def test_a_broken_image_is_named(validated, held_out, tiny_data, tmp_path):
         ),
         ({'val_dataloader.num_workers': 2}, 'val_dataloader.num_workers: unknown argument; valid are batch_size, data'),
         ({'val_evaluator.generation.max_new_token': 2}, r'val_evaluator.generation: generate\(\) has no setting'),
-        (dict(save_best=3), "save_best=3: expected the name of a score, such as 'val/loss'"),
+        (dict(save_best=3), 'default_hooks.checkpoint.save_best: expected a text or None, got 3'),
         (
             dict(save_best='val/cer', val_dataloader=None),
             "save_best='val/cer' needs a validation, and there is no val_dataloader",

@@ -6,6 +6,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from vlmtune.config.arguments import argument_mistakes
 from vlmtune.config.lazy import config_items, is_object, raw_items
 from vlmtune.config.mistakes import raise_mistakes
 from vlmtune.config.names import DATALOADER_KEYS, EVALUATOR_KEYS, QUESTION_LOADER_KEYS, RUNNER_NAMES
@@ -36,6 +37,10 @@ _ALLOWED_KEYS: Mapping[str, Collection[str]] = MappingProxyType(
 )
 """{config path of a dict without ``type``: the keys it may have}."""
 
+_PARTS = tuple(
+    'processor model train_dataloader train_cfg optim_wrapper val_dataloader val_evaluator val_cfg test_dataloader '
+    'test_evaluator test_cfg default_hooks randomness'.split()
+)
 # Keys that mmengine's build functions take out before they build: of one part, and of the parts in a list or dict.
 _PART_KEYS = {'optim_wrapper': ('constructor', 'paramwise_cfg'), 'param_scheduler': ('convert_to_iter_based',)}
 _ITEM_KEYS = {
@@ -59,6 +64,10 @@ def config_mistakes(cfg: Config, *, required: Collection[str] = ()) -> list[str]
     """
     items = config_items(cfg)
     mistakes = [f'{name} is missing' for name in sorted(required) if items.get(name) is None]
+    parts = {name: items[name] for name in _PARTS if items.get(name) is not None}
+    mistakes += [
+        f'{name}: expected a dict, got {part!r}' for name, part in parts.items() if not isinstance(part, Mapping)
+    ]
     for name in RUNNER_NAMES & items.keys():
         mistakes += _check(items[name], name)
     return sorted(mistakes)
@@ -88,7 +97,7 @@ def _check(value: Any, path: str, *, inside: bool = False) -> Iterator[str]:
         yield from _check(item, f'{path}.{key}', inside=inside or kind is not None)
     if path in _ALLOWED_KEYS:
         yield from _unknown_keys(items, path, _ALLOWED_KEYS[path])
-    if kind is None:
+    if kind is None and (inside or 'type' not in dict(raw_items(value))):
         return
     try:
         target = find_target(kind, must_exist=not inside)
@@ -114,6 +123,7 @@ def _check_arguments(signature: Signature | None, given: dict[Any, Any], path: s
     extra = (*_PART_KEYS.get(path, ()), *_ITEM_KEYS.get(owner, ()))
     if not signature.open:
         yield from _unknown_keys(given, path, [*signature.names, *extra])
+    yield from argument_mistakes(signature.hints, given, path)
     for name, nested in signature.nested.items():
         item = given.get(name)
         if isinstance(item, dict) and 'type' not in item and f'{path}.{name}' not in _ALLOWED_KEYS:

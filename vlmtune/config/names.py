@@ -1,6 +1,6 @@
 """The names a config may use at its top level, and what other tools call the same things."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from vlmtune.utils.suggest import did_you_mean
 
@@ -96,10 +96,25 @@ EVALUATOR_KEYS = frozenset(('metrics', 'generation', 'reference_key'))
 """The keys of ``val_evaluator`` and ``test_evaluator``."""
 
 
-def unknown_name(name: str, valid: Iterable[str]) -> str:
+_OTHER_WAYS = {
+    'max_epochs': 'max_steps',
+    'max_steps': 'max_epochs',
+    'pretrained_model_name_or_path': 'llm_name_or_path',
+    'llm_name_or_path': 'pretrained_model_name_or_path',
+}
+"""{a setting: the one that a recipe may have instead}."""
+
+
+def unknown_name(name: str, valid: Collection[str]) -> str:
     """What to say about a name that nothing knows: the same thing's name here, or the nearest valid one."""
-    if name in OLD_NAMES:
-        return f'{name!r} is called {OLD_NAMES[name]!r} here'
+    ours = OLD_NAMES.get(name, name)
+    called = '' if ours == name else f'{name!r} is called {ours!r} here'
+    if ours in SETTINGS and ours not in valid:
+        other = _OTHER_WAYS.get(ours)
+        missing = f'this recipe has {other!r} instead' if other in valid else 'this recipe has no such setting'
+        return f'{called}; {missing}' if called else f'{name!r}: {missing}'
+    if called:
+        return called
     if name == '_base_':
         return "'_base_' is mmengine's older style; write `with read_base(): from vlmtune.presets... import *`"
     return f'unknown name {name!r}' + did_you_mean(name, valid)

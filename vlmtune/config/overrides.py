@@ -1,6 +1,7 @@
 """``--cfg-options``: reading them, and deciding where each one takes effect."""
 
 import ast
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,10 +20,12 @@ OPTION = '--cfg-options'
 def parse_cfg_options(options: Iterable[str]) -> dict[str, Any]:
     """``['lr=1e-5', 'tune.llm=full']`` -> ``{'lr': 1e-5, 'tune.llm': 'full'}``.
 
-    A value is a Python literal (``dict(a=1)`` too, and ``true`` and ``false`` in any case); anything else is a string.
+    A value is a Python literal (``dict(a=1)`` too, and ``true`` and ``false`` in any case) or a list of texts without
+    quotes (``[a.jpg,b.jpg]``); anything else is a string.
 
     Raises:
-        ConfigError: an option is not ``key=value``, or a key is given twice.
+        ConfigError: an option is not ``key=value``, a key is given twice, or a list has quotes or brackets that make
+            no literal.
     """
     found: dict[str, Any] = {}
     mistakes = []
@@ -33,7 +36,10 @@ def parse_cfg_options(options: Iterable[str]) -> dict[str, Any]:
         elif key in found:
             mistakes.append(f'{OPTION}: {key!r} is given twice')
         else:
-            found[key] = _parse_value(text)
+            try:
+                found[key] = _parse_value(text)
+            except ValueError:
+                mistakes.append(f"{OPTION} {key}: expected a list such as ['a.jpg', 'b.jpg'], got {text}")
     raise_mistakes(mistakes, where=OPTION)
     return found
 
@@ -44,7 +50,14 @@ def _parse_value(text: str) -> Any:
     try:
         return _literal(ast.parse(text.strip(), mode='eval').body)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text
+        return _list_of_texts(text) if re.fullmatch(r'\s*\[.*\]\s*', text, re.DOTALL) else text
+
+
+def _list_of_texts(text: str) -> list[Any]:
+    items = text.strip()[1:-1]
+    if set(items) & set('[](){}\'"'):
+        raise ValueError(f'quotes or brackets inside of {text}')
+    return [_parse_value(item.strip()) for item in items.split(',') if item.strip()]
 
 
 def _literal(node: ast.expr) -> Any:

@@ -51,7 +51,7 @@ def load_config(
             cfg = Config(values, filename=str(source.path))
             mistakes += value_mistakes(values)
     except ConfigError as error:
-        mistakes.append(str(error))
+        mistakes += [*value_mistakes(plan.changes.values), str(error)]
     mistakes += plan.mistakes
     if cfg is not None and check is not None:
         mistakes += check(cfg)

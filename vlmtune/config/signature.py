@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ class Signature:
         required: those without a default.
         required_by_name: those among them that nobody can give by position.
         open: it takes arguments of any name.
+        hints: the annotations of the arguments, of functions and classes of ours; others may mean them loosely.
         nested: for arguments annotated with a dataclass or a TypedDict, the keys that these know.
     """
 
@@ -29,6 +30,7 @@ class Signature:
     required: tuple[str, ...]
     required_by_name: tuple[str, ...]
     open: bool
+    hints: dict[str, Any]
     nested: dict[str, tuple[str, ...]]
 
     @classmethod
@@ -37,6 +39,7 @@ class Signature:
         layers = list(_layers(target))
         if not layers:
             return None
+        hints = _hints(target)
         by_name = [[parameter for parameter in layer if parameter.kind in _BY_NAME] for layer in layers]
         required = [parameter for parameter in by_name[0] if parameter.default is inspect.Parameter.empty]
         return cls(
@@ -46,7 +49,8 @@ class Signature:
             required=tuple(parameter.name for parameter in required),
             required_by_name=tuple(p.name for p in required if p.kind is inspect.Parameter.KEYWORD_ONLY),
             open=_takes_any(layers[-1]),
-            nested=_nested_keys(target),
+            hints=hints if str(getattr(target, '__module__', '')).startswith('vlmtune.') else {},
+            nested=_nested_keys(hints),
         )
 
 
@@ -70,12 +74,14 @@ def _takes_any(parameters: list[inspect.Parameter]) -> bool:
     return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
 
 
-def _nested_keys(target: Callable[..., Any]) -> dict[str, tuple[str, ...]]:
-    function = target.__init__ if inspect.isclass(target) else target
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     try:
-        hints = typing.get_type_hints(function)
+        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     except (NameError, TypeError, AttributeError):
         return {}
+
+
+def _nested_keys(hints: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     nested = {}
     for name, hint in hints.items():
         for option in typing.get_args(hint) or (hint,):

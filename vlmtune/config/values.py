@@ -27,7 +27,7 @@ _SHARE: _Rule = (lambda value: _is_number(value) and 0 <= value < 1, 'a number f
 _NOT_NEGATIVE: _Rule = (lambda value: _is_number(value) and value >= 0, 'a number, 0 or more')
 _BOOL: _Rule = (lambda value: isinstance(value, bool), 'True or False')
 
-_RULES: dict[str, _Rule] = {
+RULES: dict[str, _Rule] = {
     'max_length': _POSITIVE_INT,
     'pack_to_max_length': _BOOL,
     'lora_r': _POSITIVE_INT,
@@ -37,13 +37,19 @@ _RULES: dict[str, _Rule] = {
     'batch_size': _POSITIVE_INT,
     'accumulative_counts': _POSITIVE_INT,
     'dataloader_num_workers': _COUNT,
-    'max_epochs': (lambda value: value is None or (_is_number(value) and value > 0), 'a positive number'),
+    'max_epochs': (  # every epoch is packed at the start, to know the number of steps
+        lambda value: value is None or (_is_number(value) and 0 < value <= 100_000),
+        'a positive number, to 100,000',
+    ),
     'max_steps': (lambda value: value is None or (_is_int(value) and value > 0), 'a positive integer'),
     'lr': _NOT_NEGATIVE,
     'weight_decay': _NOT_NEGATIVE,
     'max_norm': (lambda value: value is None or (_is_number(value) and value > 0), 'a positive number or None'),
     'warmup_ratio': _SHARE,
-    'seed': (lambda value: value is None or (_is_int(value) and value >= 0), 'an integer, 0 or more, or None'),
+    'seed': (  # numpy takes no larger one
+        lambda value: value is None or (_is_int(value) and 0 <= value < 2**32),
+        f'an integer, 0 to {2**32 - 1}, or None',
+    ),
     'save_steps': _POSITIVE_INT,
     'save_total_limit': (
         lambda value: _is_int(value) and (value > 0 or value == -1),
@@ -55,13 +61,14 @@ _RULES: dict[str, _Rule] = {
         'a list of strings',
     ),
 }
+"""{setting: whether a value is right, and what is expected}; arguments of the same names get no other check."""
 
 
 def value_mistakes(values: Mapping[str, Any]) -> Iterator[str]:
     """Settings out of range, and objects where only plain data may stand."""
     for name, value in raw_items(values):
-        if name in _RULES and not _RULES[name][0](value):
-            yield f'{name}: expected {_RULES[name][1]}, got {value!r}'
+        if name in RULES and not RULES[name][0](value):
+            yield f'{name}: expected {RULES[name][1]}, got {value!r}'
     yield from misplaced_objects(values)
 
 

@@ -30,10 +30,18 @@ def unwrap(model: nn.Module) -> SupervisedFinetune:
 
 
 def build_optimizer(settings: Mapping[str, Any], parameters: Iterable[Any]) -> Optimizer:
-    """An optimizer from ``dict(type=..., lr=...)`` over parameters or groups of them."""
+    """An optimizer from ``dict(type=..., lr=...)`` over parameters or groups of them.
+
+    Raises:
+        ConfigError: it does not take its settings, as betas above 1.
+    """
     taken = signature(find_target(settings['type'], must_exist=True)).parameters  # type: ignore[arg-type]
     name = 'model_params' if 'model_params' in taken else 'params'  # DeepSpeed's own have another word
-    return OPTIMIZERS.build({**settings, name: list(parameters)})
+    try:
+        return OPTIMIZERS.build({**settings, name: list(parameters)})
+    except (TypeError, ValueError) as error:
+        given = ', '.join(f'{key}={value!r}' for key, value in settings.items() if key != 'type')
+        raise ConfigError(f'optim_wrapper.optimizer: {given} is not taken ({error})') from error
 
 
 class StepOptimWrapper(OptimWrapper):
