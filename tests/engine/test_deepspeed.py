@@ -4,11 +4,14 @@ One start of the processes does many checks; each test looks at one.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from vlmtune.engine.deepspeed import import_deepspeed
 
 ZERO = ('zero1', 'zero2', 'zero2_offload', 'zero3')
 ALL = ('ddp', *ZERO, 'zero3_offload')
@@ -169,3 +172,11 @@ def test_deepspeeds_own_adam(tiny_model, tmp_path):
         for target in found(name)['found'].values():
             assert (target['states'], target['weights']) == (0, 0)
             assert target['goes_on'] < 1e-5
+
+
+def test_ninja_is_found_where_no_environment_is_activated(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'deepspeed', 'the library')
+    monkeypatch.setenv('PATH', str(tmp_path))
+    assert import_deepspeed() == 'the library'
+    assert shutil.which('ninja')
+    assert shutil.which('ninja', path=tmp_path) is None

@@ -8,8 +8,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from safetensors.torch import load_file, save_file
 
-from vlmtune.engine.foreign_weights import open_source
-from vlmtune.engine.load_from import check_loadable
+from vlmtune.engine.foreign_weights import check_loadable, open_source
 from vlmtune.layouts import open_weights
 from vlmtune.layouts.internlm2 import INTERNLM2
 from vlmtune.models import SupervisedFinetune, load_model

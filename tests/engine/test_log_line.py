@@ -47,10 +47,12 @@ def test_learning_rates_of_parts_and_a_hooks_own_scalars():
     assert line == 'step 1/9  projector_lr 1.00e-03  llm_lr 1.00e-04'
 
 
-def test_a_run_logs_lines_and_its_files_hold_every_scalar(run):
+def test_a_run_logs_lines_and_its_files_hold_every_scalar(run, capsys):
     backend = dict(type='mmengine.visualization.LocalVisBackend')
     visualizer = dict(type='mmengine.visualization.Visualizer', vis_backends=[backend])
     work_dir = run('done', max_epochs=1, visualizer=visualizer, **{'log_processor.window_size': 2})
+    terminal = capsys.readouterr()
+    assert [text.count('step 5/5 ') for text in terminal] == [0, 1]  # stdout is for results
     (log,) = work_dir.glob('*/*.log')
     (last,) = re.findall(r'^\d\d/\d\d [\d:]{8} - vlmtune - INFO - (step 5/5 .*)', log.read_text(), re.MULTILINE)
     assert 'mmengine - ' not in log.read_text()

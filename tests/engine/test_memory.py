@@ -58,7 +58,7 @@ def test_quantised_weights(memory):
 
 def test_stages_of_zero(memory):
     def estimate(stage, **offload):
-        config = dict(zero_optimization=dict(stage=stage, **{k: dict(device=v) for k, v in offload.items()}))
+        config = dict(zero_optimization=dict(stage=stage, **{k: v and dict(device=v) for k, v in offload.items()}))
         sharding = Sharding.from_deepspeed(config, ranks=4)
         return memory(dict(llm='full'), name='qwen2', sharding=sharding, dtype='bfloat16').estimate(LOAD)
 
@@ -70,6 +70,7 @@ def test_stages_of_zero(memory):
     assert estimate(2, offload_optimizer='cpu').optimizer == 0
     assert estimate(3, offload_param='cpu').weights == 0
     assert estimate(2, offload_optimizer='none').optimizer == two.optimizer
+    assert estimate(2, offload_optimizer=None).optimizer == two.optimizer  # "offload_optimizer": null
 
 
 def test_activations(memory):

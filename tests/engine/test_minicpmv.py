@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from vlmtune.engine.flops import ModelFlops
-from vlmtune.engine.foreign_weights import open_source
-from vlmtune.engine.load_from import check_loadable
+from vlmtune.engine.foreign_weights import check_loadable, open_source
 from vlmtune.layouts import open_weights
 from vlmtune.models import SupervisedFinetune
 from vlmtune.utils.errors import CheckpointError

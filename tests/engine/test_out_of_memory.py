@@ -8,8 +8,9 @@ import torch
 from vlmtune.apps.train import prepare_config
 from vlmtune.engine import Runner
 from vlmtune.engine.memory import Load, MemoryModel, Sharding
-from vlmtune.engine.out_of_memory import is_out_of_memory, what_would_fit
+from vlmtune.engine.out_of_memory import what_would_fit
 from vlmtune.models import SupervisedFinetune
+from vlmtune.utils.device import is_out_of_memory
 from vlmtune.utils.errors import TrainingError
 
 GIB = 2**30
@@ -128,6 +129,8 @@ def test_advice_names_no_setting_that_is_set_or_cannot_be(memory):
     assert 'deepspeed' not in advice
     sharded = memory(dict(llm='full'), sharding=Sharding(stage=0, ranks=2))
     assert '--deepspeed zero3' in what_would_fit(sharded, Load(4096, 0, 600), capacity=GIB, max_length=4096)
+    dora = memory(dict(llm='lora'), lora=dict(use_dora=True), sharding=Sharding(stage=0, ranks=2))
+    assert 'deepspeed' not in what_would_fit(dora, Load(4096, 0, 600), capacity=GIB, max_length=4096)
 
 
 def test_no_length_fits_where_the_weights_alone_do_not(memory):

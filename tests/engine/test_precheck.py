@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
-from mmengine.hooks import EMAHook, EmptyCacheHook, Hook
+from mmengine.hooks import EMAHook, EmptyCacheHook, Hook, SyncBuffersHook
 
 from vlmtune.data import Processor
 from vlmtune.engine.precheck import check_called, check_new_tokens
@@ -110,8 +110,12 @@ def test_a_hook_is_built_once(run):
 def test_a_hook_that_is_called_in_part_is_told_and_others_are_not(caplog):
     check_called(EmptyCacheHook())
     assert not caplog.text
-    check_called(EMAHook())
-    assert 'EMAHook: vlmtune never calls ' in caplog.text
+    check_called(SyncBuffersHook())
+    assert 'SyncBuffersHook: vlmtune never calls before_val_epoch; ' in caplog.text
+    with pytest.raises(
+        ConfigError, match='EMAHook: vlmtune never calls after_load_checkpoint, before_save_checkpoint; '
+    ):
+        check_called(EMAHook())
 
 
 def test_a_new_run_leaves_the_checkpoints_of_an_earlier_one_alone(run):
@@ -120,6 +124,16 @@ def test_a_new_run_leaves_the_checkpoints_of_an_earlier_one_alone(run):
     with pytest.raises(ConfigError, match=r'holds iter_2\.pth of an earlier run; add --resume'):
         run('done', max_steps=1, max_epochs=None)
     assert sorted(path.name for path in work_dir.iterdir()) == before
+
+
+def test_a_resume_from_elsewhere_leaves_the_checkpoints_of_an_earlier_run_alone(run):
+    short = dict(max_steps=1, max_epochs=None)
+    first, other = run('first', **short), run('other', **short)
+    with pytest.raises(ConfigError, match=r'other holds iter_1\.pth of an earlier run; say --resume without a path'):
+        run('other', resume=str(first / 'iter_1.pth'), **short | dict(max_steps=2))
+    assert not (other / 'iter_2.pth').exists()
+    run('first', resume=str(other / '..' / 'first' / 'iter_1.pth'), **short | dict(max_steps=2))
+    assert (first / 'iter_2.pth').exists()
 
 
 def test_a_work_dir_that_is_a_file(run, tmp_path):

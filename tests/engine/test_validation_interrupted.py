@@ -108,7 +108,23 @@ def test_a_run_that_goes_on_longer_keeps_its_last_validation(validated, tmp_path
     """It came behind the last save, and its step is the best still."""
     more = 'from validation_hooks import Told\ncustom_hooks += [dict(type=Told, at_2=8.0, at_3=1.0, at_4=9.0)]\n'
     settings = dict(max_epochs=None, val_interval=2, save_best='val/loss')
-    validated('longer', more=more, max_steps=3, **settings)
-    work_dir = validated('longer', more=more, resume=True, max_steps=4, **settings)
+    work_dir = validated('longer', more=more, max_steps=3, **settings)
+    with (work_dir / 'validation.jsonl').open('ab') as file:
+        file.write('{"iteration": 4, "é'.encode()[:-1])  # cut by a kill inside of a character
+    validated('longer', more=more, resume=True, max_steps=4, **settings)
     assert [row['iteration'] for row in records(work_dir)] == [2, 3, 4]
     assert (work_dir / 'best_checkpoint').read_text() == 'iter_3.pth\n'
+
+
+def test_a_run_without_validation_hands_on_those_before_it(validated, tmp_path):
+    """Also where the path to resume from is spelled in another way."""
+    more = 'from validation_hooks import Told\ncustom_hooks += [dict(type=Told, at_2=1.0, at_4=8.0, at_6=9.0)]\n'
+    settings = dict(max_epochs=None, save_steps=2, save_best='val/loss')
+    validated('longer', more=more, max_steps=4, val_interval=2, **settings)
+    without = {**settings, 'val_dataloader': None, 'save_best': None}
+    path = tmp_path / 'longer' / '..' / 'longer' / 'iter_4.pth'
+    validated('longer', more=more, resume=str(path), max_steps=5, **without)
+    work_dir = validated('longer', more=more, resume=True, max_steps=6, val_interval=3, **settings)
+    assert [row['iteration'] for row in records(work_dir)] == [2, 4, 6]
+    assert [row['iteration'] for row in validations(work_dir / 'iter_6.pth')] == [2, 4]
+    assert (work_dir / 'best_checkpoint').read_text() == 'iter_2.pth\n'

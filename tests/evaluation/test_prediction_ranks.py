@@ -13,7 +13,7 @@ from vlmtune.utils.errors import UserError
 
 def in_ranks(world_size, share):
     """``share(rank, gather)`` in threads; returns what each returned or raised."""
-    barrier, slots, results = threading.Barrier(world_size, timeout=60), [None] * world_size, [None] * world_size
+    barrier, slots, results = threading.Barrier(world_size, timeout=600), [None] * world_size, [None] * world_size
 
     def run(rank):
         def gather(value):

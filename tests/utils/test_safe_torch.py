@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from vlmtune.engine.load_from import check_loadable
+from vlmtune.engine.foreign_weights import check_loadable
 from vlmtune.utils.errors import CheckpointError
 
 

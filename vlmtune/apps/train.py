@@ -18,8 +18,8 @@ from vlmtune.apps.parts_table import parts_table, write_parts
 from vlmtune.config import config_mistakes, load_config
 from vlmtune.engine import Runner, checkpoint, ranks
 from vlmtune.engine.deepspeed_config import find_config
+from vlmtune.engine.foreign_weights import check_loadable
 from vlmtune.engine.group import in_group, read_together
-from vlmtune.engine.load_from import check_loadable
 from vlmtune.engine.manifest import read_manifest
 from vlmtune.engine.precheck import check_settings, check_work_dir
 from vlmtune.engine.resuming import check_resumable

@@ -33,6 +33,9 @@ def build_data(cfg: Config, *, bad_samples_file: Path | None = None) -> tuple[Pr
         bad_samples_file: where the data set writes what it could not use; None writes nothing.
     """
     processor = PROCESSORS.build(cfg.processor)
+    if processor.image_processor is not None:
+        names = [type(part).__name__ for part in (processor.image_processor, processor.tokenizer)]
+        logger.info('images go through %s, text through %s', *names)
     check_new_tokens(cfg, processor=processor)
     options = dict(cfg.train_dataloader)
     dataset = _build_dataset(cfg, options.pop('dataset'), processor=processor, bad_samples_file=bad_samples_file)

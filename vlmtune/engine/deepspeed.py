@@ -2,6 +2,8 @@
 
 import logging
 import math
+import os
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -27,11 +29,20 @@ from vlmtune.utils.tensor_file import TensorLayout
 logger = logging.getLogger(__name__)
 
 
-def _import_deepspeed() -> Any:
+def import_deepspeed() -> Any:
+    """The library, and on PATH the ninja that it requires and looks for there alone, also where no venv is activated.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
     try:
         import deepspeed
     except ImportError as error:
         raise ConfigError("--deepspeed needs the package deepspeed: pip install 'deepspeed'") from error
+    if shutil.which('ninja') is None:
+        from ninja import BIN_DIR
+
+        os.environ['PATH'] = os.pathsep.join([os.environ.get('PATH', os.defpath), BIN_DIR])
     return deepspeed
 
 
@@ -81,7 +92,7 @@ class DeepSpeedStrategy(BaseStrategy):
             ConfigError: DeepSpeed's configuration says something else than the run's.
         """
         self.dispatch_kwargs.update(dispatch_kwargs or {})
-        deepspeed = _import_deepspeed()
+        deepspeed = import_deepspeed()
         if unwrap(model).dtype == torch.float16 and not deepspeed.get_accelerator().is_fp16_supported():
             raise ConfigError(
                 "dtype='float16': DeepSpeed does not run it on this device; use bfloat16, or no DeepSpeed"

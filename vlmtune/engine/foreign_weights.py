@@ -28,7 +28,7 @@ _LEGACY = ('.pth', '.pt', '.bin', '.ckpt')
 
 
 @dataclass(frozen=True)
-class Source:
+class ForeignWeights:
     """What is there to load.
 
     Attributes:
@@ -69,13 +69,14 @@ def kind_of(path: Path) -> Kind:
     )
 
 
-def check_source(path: Path) -> None:
-    """Look at what can be told without reading weights.
+def check_loadable(path: str | Path) -> None:
+    """Tell whether ``load_from`` names something that can be read, without reading weights or asking for a model.
 
     Raises:
         CheckpointError: it is missing, broken, of an unknown kind, or could run code.
         ModelError: a file of a model is missing, or one of weights broken.
     """
+    path = Path(path).expanduser()
     kind = kind_of(path)
     if kind == 'checkpoint':
         verify(path, hashes=False)
@@ -96,21 +97,21 @@ def check_source(path: Path) -> None:
         check_legacy(file)
 
 
-def open_source(path: Path, *, model: SupervisedFinetune) -> Source:
+def open_source(path: Path, *, model: SupervisedFinetune) -> ForeignWeights:
     """The weights of a path under the names of the model; only what has to be is read.
 
     Raises:
         CheckpointError: it cannot be read, or was made with other LoRA settings.
         ModelError: the Hugging Face model, or a file of weights, cannot be read.
     """
-    check_source(path)
+    check_loadable(path)
     return _OPENERS[kind_of(path)](path, model)
 
 
 # ---- ours
 
 
-def _open_checkpoint(path: Path, model: SupervisedFinetune) -> Source:
+def _open_checkpoint(path: Path, model: SupervisedFinetune) -> ForeignWeights:
     manifest = verify(path)
     if WEIGHTS_FILE not in manifest['files']:
         raise CheckpointError(f'{path} has no {WEIGHTS_FILE}')
@@ -120,14 +121,14 @@ def _open_checkpoint(path: Path, model: SupervisedFinetune) -> Source:
     return source
 
 
-def _placed(path: Path, weights: Weights, *, model: SupervisedFinetune, is_ours: bool = False) -> Source:
+def _placed(path: Path, weights: Weights, *, model: SupervisedFinetune, is_ours: bool = False) -> ForeignWeights:
     places = _places(model)
     lost = sorted(name for name in weights if name not in places)
     origins = {places[name]: name for name in weights if name in places}
-    return Source(path, {ours: weights[name] for ours, name in origins.items()}, origins, lost, is_ours=is_ours)
+    return ForeignWeights(path, {ours: weights[name] for ours, name in origins.items()}, origins, lost, is_ours=is_ours)
 
 
-def _renamed(path: Path, found: Weights, *, model: SupervisedFinetune) -> Source:
+def _renamed(path: Path, found: Weights, *, model: SupervisedFinetune) -> ForeignWeights:
     """Weights under names of other programs."""
     places, originals = _places(model), original_names(model.family, model.model.config)
     weights: dict[str, Weight] = {}
@@ -139,7 +140,7 @@ def _renamed(path: Path, found: Weights, *, model: SupervisedFinetune) -> Source
         for place, part in ours:
             weights.setdefault(place, part)
             origins.setdefault(place, name)
-    return Source(path, weights, origins, sorted(lost))
+    return ForeignWeights(path, weights, origins, sorted(lost))
 
 
 def _places(model: SupervisedFinetune) -> dict[str, str]:
@@ -154,7 +155,7 @@ def _places(model: SupervisedFinetune) -> dict[str, str]:
 # ---- PEFT
 
 
-def _open_adapter(path: Path, model: SupervisedFinetune) -> Source:
+def _open_adapter(path: Path, model: SupervisedFinetune) -> ForeignWeights:
     found = open_file(adapter_weights(path))
     if (path / _BESIDE_ADAPTER).is_file():
         found |= open_file(path / _BESIDE_ADAPTER)
@@ -163,7 +164,7 @@ def _open_adapter(path: Path, model: SupervisedFinetune) -> Source:
     return source
 
 
-def _check_lora(source: Source, settings: Mapping[str, Any], *, model: SupervisedFinetune) -> None:
+def _check_lora(source: ForeignWeights, settings: Mapping[str, Any], *, model: SupervisedFinetune) -> None:
     """Rank and alpha of every adapted layer are those of this run, and so is the kind of update."""
     ours, path = model.lora_config, source.path
     layers = {name.partition('.lora_A.')[0]: name for name in source.weights if '.lora_A.' in name}
@@ -209,7 +210,7 @@ def _alpha(settings: Mapping[str, Any], layer: str, there: str, ours: Any) -> An
 # ---- Hugging Face models
 
 
-def _open_model(path: Path, model: SupervisedFinetune) -> Source:
+def _open_model(path: Path, model: SupervisedFinetune) -> ForeignWeights:
     config = read_config(str(path))
     if config.model_type != model.model.config.model_type:
         raise CheckpointError(
@@ -227,7 +228,7 @@ def _open_model(path: Path, model: SupervisedFinetune) -> Source:
 # ---- mmengine, XTuner, DeepSpeed
 
 
-def _open_legacy(path: Path, model: SupervisedFinetune) -> Source:
+def _open_legacy(path: Path, model: SupervisedFinetune) -> ForeignWeights:
     file = find_legacy_file(path)
     assert file is not None
     source = _renamed(path, open_file(file), model=model)
@@ -236,7 +237,7 @@ def _open_legacy(path: Path, model: SupervisedFinetune) -> Source:
     return replace(source, remark=' (it does not say the alpha of its LoRA layers: that of the config is used)')
 
 
-_OPENERS: dict[Kind, Callable[[Path, SupervisedFinetune], Source]] = {
+_OPENERS: dict[Kind, Callable[[Path, SupervisedFinetune], ForeignWeights]] = {
     'checkpoint': _open_checkpoint,
     'adapter': _open_adapter,
     'model': _open_model,

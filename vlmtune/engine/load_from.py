@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vlmtune.engine import ranks
 from vlmtune.engine.checkpoint import WEIGHTS_FILE
-from vlmtune.engine.foreign_weights import Source, Weights, check_source, open_source
+from vlmtune.engine.foreign_weights import ForeignWeights, Weights, open_source
 from vlmtune.engine.optim import unwrap
 from vlmtune.layouts import Weight
 from vlmtune.models import SupervisedFinetune
@@ -26,16 +26,6 @@ logger = logging.getLogger(__name__)
 
 _STAGING = 'load_from.safetensors.tmp'
 _NAMED = 3  # names that a message lists
-
-
-def check_loadable(path: str | Path) -> None:
-    """Tell whether ``load_from`` names something that can be read, without reading weights or asking for a model.
-
-    Raises:
-        CheckpointError: it is missing, broken, of an unknown kind, or could run code.
-        ModelError: a file of a model is missing, or one of weights broken.
-    """
-    check_source(Path(path).expanduser())
 
 
 def load_weights(runner: Any, path: str) -> str:
@@ -55,7 +45,7 @@ def load_weights(runner: Any, path: str) -> str:
         ModelError: a Hugging Face model, or a file of weights, cannot be read.
     """
     folder, model = Path(path).expanduser(), unwrap(runner.model)
-    source: Source | None = None
+    source: ForeignWeights | None = None
     with ranks.together(f'reading {path}'):
         if runner.rank == 0:
             source = open_source(folder, model=model)
@@ -100,7 +90,7 @@ def _float32(weights: Weights, name: str, now: Tensor) -> Tensor:
 # ---- whether it fits
 
 
-def _check_places(source: Source, *, model: SupervisedFinetune) -> None:
+def _check_places(source: ForeignWeights, *, model: SupervisedFinetune) -> None:
     """Every weight has a place of its shape, and every part that the source holds is there as a whole."""
     if source.lost:
         raise CheckpointError(
@@ -127,7 +117,7 @@ def _check_places(source: Source, *, model: SupervisedFinetune) -> None:
         )
 
 
-def _parts_left(source: Source, *, model: SupervisedFinetune) -> list[str]:
+def _parts_left(source: ForeignWeights, *, model: SupervisedFinetune) -> list[str]:
     return _parts([name for name in model.named_trainable() if name not in source.weights], model)
 
 
@@ -135,7 +125,7 @@ def _parts(names: Any, model: SupervisedFinetune) -> list[str]:
     return list(dict.fromkeys(model.part_of(name) for name in names))
 
 
-def _check_frozen(source: Source | None, *, model: SupervisedFinetune, path: str) -> None:
+def _check_frozen(source: ForeignWeights | None, *, model: SupervisedFinetune, path: str) -> None:
     """What is frozen here must be what the source holds; every rank comes, because weights may lie in pieces."""
     trained = model.named_trainable()
     mine = []

@@ -22,6 +22,7 @@ from vlmtune.engine.state import set_rng_state
 from vlmtune.engine.step_clock import StepClock, StepTimes
 from vlmtune.engine.step_failure import explain_step_failure
 from vlmtune.engine.step_feed import Fetched, MicroBatch, StepFeed, stop_all
+from vlmtune.engine.validation_history import tidy_validations
 from vlmtune.registry import LOOPS
 from vlmtune.structures import SampleKey
 from vlmtune.utils.errors import ConfigError
@@ -157,11 +158,9 @@ class TrainLoop(BaseLoop):
 
     def _read_earlier_validations(self) -> None:
         """Before the hooks begin: they name and keep the best checkpoint."""
-        loop = self.runner.val_loop
-        if loop is not None:
-            with ranks.together('looking at earlier validations'):
-                late = loop.tidy()
-            loop.history += ranks.gather(late, what='telling the last validation')[0]
+        with ranks.together('looking at earlier validations'):
+            late = tidy_validations(self.runner)
+        self.runner.validations += ranks.gather(late, what='telling the last validation')[0]
 
     def _validate(self) -> None:
         """Between two steps, where it is time."""

@@ -80,8 +80,8 @@ class Sharding:
     @classmethod
     def from_deepspeed(cls, config: Mapping[str, Any], *, ranks: int) -> 'Sharding':
         """Read it from a DeepSpeed configuration."""
-        zero = config.get('zero_optimization', {})
-        devices = {name: zero.get(f'offload_{name}', {}).get('device', 'none') for name in ('optimizer', 'param')}
+        zero = config.get('zero_optimization') or {}
+        devices = {n: (zero.get(f'offload_{n}') or {}).get('device', 'none') for n in ('optimizer', 'param')}
         return cls(zero_stage(config), ranks, tuple(name for name, device in devices.items() if device != 'none'))
 
 

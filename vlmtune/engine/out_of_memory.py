@@ -8,17 +8,13 @@ import torch
 from torch import Tensor
 
 from vlmtune.engine.memory import Load, MemoryModel
+from vlmtune.models import SupervisedFinetune
 from vlmtune.structures import IGNORE_INDEX, Sample, SampleKey
 from vlmtune.utils.errors import TrainingError, first_line
 
 _NAMED = 8  # samples in the message
 _USABLE = 0.92  # of a device's memory; the rest goes to context and fragmentation
 _GIB = 2**30
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an allocation failed; on the CPU torch raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
 def device_memory(device: torch.device) -> int:
@@ -106,9 +102,14 @@ def what_would_fit(
         fits.append(f'gradient_checkpointing=True ({_gib(memory.estimate(load, checkpointing=True).total)})')
     if memory.model.quantization is None and memory.model.plans['llm'].mode != 'full':
         fits.append(f"quantization='nf4' ({_gib(memory.estimate(load, quantization='nf4').total)})")
-    if memory.sharding.stage < 3 and memory.sharding.ranks > 1:
+    if memory.sharding.stage < 3 and memory.sharding.ranks > 1 and _can_be_cut(memory.model):
         fits.append('--deepspeed zero3')
     return f'{said}. Estimated to need less: {"; ".join(fits)}'
+
+
+def _can_be_cut(model: SupervisedFinetune) -> bool:
+    """Whether ZeRO-3 takes the weights; see ``sharded_loading.check_sharding``."""
+    return model.quantization is None and not getattr(model.lora_config, 'use_dora', False)
 
 
 def _smaller_loads(

@@ -177,12 +177,17 @@ def check_called(hook: Hook) -> None:
     """Tell which methods of a hook nobody will call.
 
     Raises:
-        ConfigError: it has no others.
+        ConfigError: it has no others, or it keeps something in checkpoints (such as mmengine's EMAHook).
     """
     own = {name for name in (*Hook.stages, *_OF_ALL_MODES) if is_method_overridden(name, Hook, hook)}
     never = [name for name in Hook.stages if name in own and name not in _CALLED]
     if not never:
         return
+    if of_checkpoints := [name for name in never if name.endswith('_checkpoint')]:
+        raise ConfigError(
+            f'{type(hook).__name__}: vlmtune never calls {", ".join(of_checkpoints)}; checkpoints have no place for '
+            'what a hook keeps, so that it would be lost on a resume and in an export; remove the hook'
+        )
     said = (
         f'{type(hook).__name__}: vlmtune never calls {", ".join(never)}; behind a validation it calls '
         'after_val(runner), when runner.val_loop.history[-1] has the scores'
@@ -223,7 +228,7 @@ def check_work_dir(work_dir: str, *, resume: str | bool) -> None:
 
     Raises:
         ConfigError: the work dir is a file, cannot be written to, or holds checkpoints and nothing says to go on
-            from one.
+            from one of them.
     """
     path = Path(work_dir)
     if path.exists() and not path.is_dir():
@@ -232,9 +237,11 @@ def check_work_dir(work_dir: str, *, resume: str | bool) -> None:
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         why = 'may not be written to' if above.is_dir() else 'is no folder'
         raise ConfigError(f'work dir {path.absolute()}: {above} {why}; choose another --work-dir')
-    found = None if resume else checkpoint.find_latest(path, hashes=False).path
+    elsewhere = isinstance(resume, str) and Path(resume).resolve().parent != path.resolve()
+    found = checkpoint.find_latest(path, hashes=False).path if elsewhere or not resume else None
     if found is not None:
+        how = 'say --resume without a path' if elsewhere else 'add --resume'
         raise ConfigError(
             f'{work_dir} holds {found.name} of an earlier run; '
-            'add --resume to go on with it, or choose another --work-dir (or remove it)'
+            f'{how} to go on with it, or choose another --work-dir (or remove it)'
         )

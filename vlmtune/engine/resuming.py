@@ -11,6 +11,7 @@ from vlmtune.engine.checkpoint import TRAINER_FILE, WEIGHTS_FILE, rng_file
 from vlmtune.engine.manifest import read_manifest, size_of, verify
 from vlmtune.engine.schedules import fast_forward, load_schedules, schedule_changes
 from vlmtune.engine.state import from_json, rng_state, seeded_rng_state, set_message_state, set_rng_state
+from vlmtune.engine.validation_history import read_history
 from vlmtune.utils.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -98,8 +99,7 @@ def resume_from(runner: Any, path: Path) -> None:
         loop._iter = _go_on_at(runner, trainer)
         _set_schedules(runner, trainer, fresh=fresh, reset=reset)
         set_message_state(runner.message_hub, trainer.messages)
-        if runner.val_loop is not None:
-            runner.val_loop.load_history(trainer.validations)
+        runner.validations = read_history(trainer.validations)
     if path.absolute() == Path(runner.work_dir, checkpoint.checkpoint_name(loop.iter)).absolute():
         runner.saver.last = loop.iter
     loop.rng_to_restore = _rng_state_for(runner, path, manifest)

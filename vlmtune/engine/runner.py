@@ -1,6 +1,7 @@
 """The Runner: builds a run from a config, in the order in which mistakes are cheapest, and saves and resumes it."""
 
 import logging
+import sys
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import get_dist_info, master_only
+from mmengine.dist import get_dist_info, get_rank, master_only
 from mmengine.hooks import Hook
 from mmengine.runner import FlexibleRunner, set_random_seed
 
@@ -41,9 +42,12 @@ class Runner(FlexibleRunner):
 
     Attributes:
         processor: of the model; hooks use it.
+        validations: ``iteration`` and the scores of every validation so far, oldest first. Here, because a run that
+            makes none hands on those of the run that it resumes.
     """
 
     processor: Processor
+    validations: list[dict[str, Any]]
 
     @classmethod
     def from_cfg(cls, cfg: Config, *, hooks: list[Hook] | None = None) -> 'Runner':
@@ -57,8 +61,11 @@ class Runner(FlexibleRunner):
             UserError: anything in the config, the data or the model that the user can mend.
         """
         set_random_seed(cfg.randomness.seed)  # new weights (LoRA) are a function of the seed
+        bad_samples_file = Path(cfg.work_dir, BAD_SAMPLES_FILE)
         with ranks.together('planning the data'):
-            processor, loader = build_data(cfg, bad_samples_file=Path(cfg.work_dir, BAD_SAMPLES_FILE))
+            if get_rank() == 0 and not cfg.get('resume'):
+                bad_samples_file.unlink(missing_ok=True)
+            processor, loader = build_data(cfg, bad_samples_file=bad_samples_file)
             bad_samples_file = Path(cfg.work_dir, VALIDATION_FOLDER, BAD_SAMPLES_FILE)
             validation = build_validation(cfg, processor=processor, bad_samples_file=bad_samples_file)
         with ranks.together('loading the model'), sharded_weights(cfg):
@@ -68,14 +75,7 @@ class Runner(FlexibleRunner):
                 use_vision_cache(model, loader.dataset, folder=cfg.vision_cache, workers=loader.num_workers)
         strategy = cfg.get('strategy') or dict(type=DDPStrategy if get_dist_info()[1] > 1 else SingleDeviceStrategy)
         optim_wrapper = {'constructor': PartwiseOptimWrapperConstructor, **cfg.optim_wrapper}
-        given = (
-            'param_scheduler',
-            'train_cfg',
-            'default_hooks',
-            'load_from',
-            'resume',
-            'log_processor',
-        )
+        given = ('param_scheduler', 'train_cfg', 'default_hooks', 'load_from', 'resume', 'log_processor')
         options = {name: cfg[name] for name in given if cfg.get(name) is not None}
         experiment = cfg.get('experiment_name') or Path(cfg.filename or 'run').stem
         wait_for_own_second(Path(cfg.work_dir), experiment)
@@ -96,7 +96,7 @@ class Runner(FlexibleRunner):
             cfg=redact_secrets(cfg),  # mmengine hands it to trackers
             **options,
         )
-        runner.processor = processor
+        runner.processor, runner.validations = processor, []
         if validation is not None:
             runner._val_loop = LOOPS.build(cfg.val_cfg, default_args=dict(runner=runner, **validation))
         if getattr(loader.collate_fn, 'pack', False):
@@ -135,6 +135,8 @@ class Runner(FlexibleRunner):
             handler.setFormatter(LINE)
             if isinstance(handler, logging.FileHandler):
                 logging.getLogger('vlmtune').addHandler(handler)
+            elif isinstance(handler, logging.StreamHandler):
+                handler.setStream(sys.stderr)  # where our own lines go
         device = find_device()
         name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{torch.get_num_threads()} threads'
         logger.info('device %s (%s), %d processes, seed %s', device, name, self.world_size, self.seed)

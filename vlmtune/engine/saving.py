@@ -145,7 +145,7 @@ class Saver:
             sampler=loop.sampler.state_dict(),
             schedulers=schedule_states(runner.param_schedulers or []),
             scaler=runner.strategy.scaler_state(),
-            validations=[] if runner.val_loop is None else runner.val_loop.history,
+            validations=runner.validations,
             messages=message_state(runner.message_hub, window=runner.log_processor.window_size),
         )
 

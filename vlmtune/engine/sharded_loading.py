@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from vlmtune.engine.deepspeed import import_deepspeed
 from vlmtune.engine.deepspeed_config import config_of, without_auto, zero_stage
 from vlmtune.models.loading import parse_dtype
 from vlmtune.models.sharded import loaded_in_pieces
@@ -73,6 +74,7 @@ def sharded_weights(cfg: Mapping[str, Any]) -> Iterator[None]:
     if zero_stage(config) != 3:
         yield
         return
+    import_deepspeed()
     logger.info('weights are loaded in pieces')
     dtype = parse_dtype(cfg['model'].get('dtype', 'bfloat16'))
     with loaded_in_pieces(_for_loading(config, dtype)):

@@ -8,8 +8,9 @@ from torch import distributed as dist
 from vlmtune.engine import ranks
 from vlmtune.engine.memory import MemoryModel, Sharding, state_bytes_per_weight
 from vlmtune.engine.optim import unwrap
-from vlmtune.engine.out_of_memory import explain_out_of_memory, is_out_of_memory
+from vlmtune.engine.out_of_memory import explain_out_of_memory
 from vlmtune.structures import SampleKey
+from vlmtune.utils.device import is_out_of_memory
 from vlmtune.utils.errors import UserError
 
 _OF_AN_EXCHANGE = ('gloo', 'Connection closed by peer', 'Connection reset by peer', 'NCCL', 'ProcessGroup', 'TCPStore')

@@ -7,7 +7,6 @@ checkpoint, stopping early) is the same in a run that was resumed.
 
 import logging
 import math
-import shutil
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -31,9 +30,8 @@ from vlmtune.evaluation.prediction_file import write_rows
 from vlmtune.evaluation.questions import Questions
 from vlmtune.registry import LOOPS
 from vlmtune.structures import IGNORE_INDEX
-from vlmtune.utils.disk import replace_text
 from vlmtune.utils.errors import ConfigError
-from vlmtune.utils.json_lines import append_lines, as_line, parse_lines
+from vlmtune.utils.json_lines import append_lines
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +81,9 @@ class ValLoop(BaseLoop):
         self.check(interval=interval, limit=limit)
         self.evaluator, self.questions, self.batch_size = evaluator, questions, batch_size
         self.interval, self.at_start = interval, at_start
-        self.history: list[dict[str, Any]] = []
         self._feed = StepFeed(dataloader)
+
+    history = property(lambda self: self.runner.validations)
 
     @staticmethod
     def check(*, interval: int | None = None, limit: int | None = None, **_: Any) -> None:
@@ -108,41 +107,6 @@ class ValLoop(BaseLoop):
             return iteration > 0 or self.at_start
         interval = self.interval or -1
         return interval > 0 and iteration % interval == 0
-
-    def load_history(self, history: list[dict[str, Any]]) -> None:
-        """Set what a checkpoint knows.
-
-        Raises:
-            TypeError, ValueError, KeyError, AttributeError: it is no history.
-        """
-        self.history = [{n: float(v) for n, v in row.items()} | {'iteration': int(row['iteration'])} for row in history]
-
-    def tidy(self) -> list[dict[str, Any]]:
-        """Remove what an abandoned run has left behind the step at which this one begins; the first rank does it.
-
-        Returns:
-            What ``history`` lacks: the validation of that very step, made by a run that ended there. It was made
-            behind the save, and a run that goes on longer does not repeat it.
-        """
-        done, work_dir = self.runner.train_loop.steps_done, Path(self.runner.work_dir)
-        if self.runner.rank != 0:
-            return []
-        resume = self.runner.resume_setting
-        elsewhere = isinstance(resume, str) and Path(resume).absolute().parent != work_dir
-        abandoned = elsewhere or not done
-        for folder in (work_dir / VALIDATION_FOLDER).glob('iter_*'):
-            number = folder.name.removeprefix('iter_')
-            if number.isdigit() and (int(number) > done or (int(number) == done and abandoned)):
-                shutil.rmtree(folder, ignore_errors=True)
-        records, known = work_dir / VALIDATION_FILE, {row['iteration'] for row in self.history}
-        if not records.exists():
-            return []
-        rows = [row for row in parse_lines(records.read_text(encoding='utf-8').split('\n')) if row]
-        late = [] if abandoned or done in known or self.due(done) else [r for r in rows if r.get('iteration') == done]
-        kept = [row for row in rows if row.get('iteration') in known or row in late]
-        replace_text(records, ''.join(as_line(row) for row in kept))
-        scores = [{name: row[name] for name in row.get('rules', ()) if row.get(name) is not None} for row in late[-1:]]
-        return [{'iteration': done, **row} for row in scores]
 
     # ---- a validation
 

@@ -14,8 +14,9 @@ from vlmtune.engine.build import build_model
 from vlmtune.engine.hooks.throughput import peak_memory_mib
 from vlmtune.engine.memory import Load, MemoryModel, state_bytes_per_weight
 from vlmtune.engine.optim import PartwiseOptimWrapperConstructor
-from vlmtune.engine.out_of_memory import explain_out_of_memory, is_out_of_memory
+from vlmtune.engine.out_of_memory import explain_out_of_memory
 from vlmtune.structures import IGNORE_INDEX, SampleKey
+from vlmtune.utils.device import is_out_of_memory
 
 
 @dataclass(frozen=True)

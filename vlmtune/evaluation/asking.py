@@ -12,14 +12,15 @@ from PIL.Image import Image
 from torch import Tensor
 
 from vlmtune.data import Processor
+from vlmtune.data.bad_rows import BadSample
 from vlmtune.data.images import resolve_image_path
 from vlmtune.data.sample_loading import blank_images, load_images
-from vlmtune.data.sample_table import BadSample
 from vlmtune.evaluation.batches import QuestionBatch
 from vlmtune.evaluation.generation import Answer, answer_prompts, prompt_inputs
 from vlmtune.evaluation.prediction_file import PredictionRow
 from vlmtune.evaluation.questions import Question, Questions
 from vlmtune.structures import ImageRef
+from vlmtune.utils.device import is_out_of_memory
 from vlmtune.utils.errors import DataError, UserError, first_line
 
 logger = logging.getLogger(__name__)
@@ -166,15 +167,11 @@ def ask_or_explain(asker: Asker, batch: QuestionBatch, inputs: Mapping[str, Tens
     try:
         return asker.ask(batch, inputs)
     except RuntimeError as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         reason = first_line(error)
     # Not inside the handler: the error holds on to all that the model had computed.
     raise PredictionError(_advice(asker, batch, reason))
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
 def _advice(asker: Asker, batch: QuestionBatch, reason: str) -> str:
@@ -202,7 +199,7 @@ def _largest_that_fits(asker: Asker, batch: QuestionBatch) -> int:
             asker.ask(smaller, asker.load(smaller)[0])
             return count
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         count //= 2
     return 0

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from vlmtune.data import Processor
-from vlmtune.data.sample_table import BadSample
+from vlmtune.data.bad_rows import BadSample
 from vlmtune.evaluation.asking import Asker, Gather, ask_or_explain, attempt, raise_first, take_loaded
 from vlmtune.evaluation.batches import QuestionBatch, deal, fingerprint
 from vlmtune.evaluation.generation import answering

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vlmtune.data import Processor
+from vlmtune.data.bad_rows import BadSample, over_budget, paths_of
 from vlmtune.data.boxes import write_boxes
 from vlmtune.data.dataset_configs import members, open_rows
 from vlmtune.data.downloads import download
@@ -13,7 +14,6 @@ from vlmtune.data.images import Root, read_image_size
 from vlmtune.data.indexed import Indexed
 from vlmtune.data.map_fns.turns import questions_allowed
 from vlmtune.data.parallel import default_workers, map_chunks
-from vlmtune.data.sample_table import BadSample, over_budget, paths_of
 from vlmtune.data.sources import where
 from vlmtune.registry import build_callable
 from vlmtune.structures import Conversation, ImageRef, Sample

@@ -1,4 +1,4 @@
-"""Where tensors live."""
+"""Where tensors live, and whether there is room for them."""
 
 import os
 
@@ -29,3 +29,8 @@ def named_device(name: str) -> torch.device:
     if name == 'cuda' and not torch.cuda.is_available():
         raise ConfigError('--device cuda: torch sees no GPU here; use --device cpu')
     return find_device() if name == 'auto' else torch.device(name)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocation failed; on the CPU torch raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)

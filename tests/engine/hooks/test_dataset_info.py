@@ -53,6 +53,7 @@ def test_a_run_logs_it_once(run, caplog):
     assert re.search(r'[\d,]+ tokens, \d+ of them learned; 13 with images, \d+ patches; left out: 0 bad', caplog.text)
     assert re.search(r'; (9|10) packs or batches and 5 optimizer steps per epoch', caplog.text)
     assert caplog.text.count('ASSISTANT:⟦ The square is') == 1
+    assert caplog.text.count('images go through ') == 1
 
 
 def test_a_sample_that_is_not_there(dataset):
