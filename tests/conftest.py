@@ -11,6 +11,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+from vlmtune.engine.build_locks import left_locks
 from vlmtune.testing import TinyData, write_tiny_data, write_tiny_model
 from vlmtune.testing.warm_ranks import WarmRanks
 
@@ -25,6 +26,13 @@ def one_torch_thread() -> None:
 def ctrl_c() -> None:
     """A shell lets commands in its background ignore Ctrl-C, and they hand that on to their children."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def no_left_locks() -> None:
+    """A suite that was killed while DeepSpeed compiled has left a lock, for which this one would wait."""
+    for lock in left_locks():
+        lock.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope='session', autouse=True)

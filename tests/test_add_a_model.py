@@ -35,7 +35,7 @@ def carry_out(block: re.Match, root: Path) -> str:
     """Write what a block of the page holds, or run it; returns what was printed."""
     if block['kind'] == 'sh':
         path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
-        environment = {**os.environ, 'PATH': path, 'PYTHONPATH': str(root)}
+        environment = {**os.environ, 'PATH': path, 'PYTHONPATH': str(root), 'PY_COLORS': '0'}
         command = ['bash', '-ec', block['text']]
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

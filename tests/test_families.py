@@ -101,4 +101,4 @@ def test_a_parameter_of_no_part():
 
 def test_the_table_imports_neither_torch_nor_transformers():
     code = "import sys, vlmtune.families; print(sorted({'torch', 'transformers', 'mmengine'} & set(sys.modules)))"
-    assert subprocess.check_output([sys.executable, '-c', code], text=True, timeout=60).strip() == '[]'
+    assert subprocess.check_output([sys.executable, '-c', code], text=True, timeout=600).strip() == '[]'

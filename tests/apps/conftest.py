@@ -74,15 +74,18 @@ def trained_run(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPa
         quantization: str | None = None,
         dtype: str = 'float32',
         special_tokens: tuple[str, ...] = (),
+        image_processor: dict[str, object] | None = None,
         model_options: dict[str, object] | None = None,
         base: Path | None = None,
         **tune: str,
     ) -> Run:
-        key = repr((model_type, lora, quantization, dtype, special_tokens, model_options, base, tune))
+        key = repr((model_type, lora, quantization, dtype, special_tokens, image_processor, model_options, base, tune))
         if key not in made:
             source = str(base or tiny_model(model_type, **(model_options or {})))
             template = 'vicuna' if model_type in ('llava', 'llava_next') else None  # their own never ends an answer
-            processor = Processor(source, prompt_template=template, special_tokens=special_tokens)
+            processor = Processor(
+                source, prompt_template=template, special_tokens=special_tokens, image_processor=image_processor
+            )
             model = SupervisedFinetune(
                 source,
                 tune=tune,

@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -19,7 +20,7 @@ from PIL import Image
 from vlmtune.apps import serve as app
 from vlmtune.apps.export.convert import pth_to_hf
 from vlmtune.apps.export.merge import merge
-from vlmtune.apps.serve import Room, room_of, serve
+from vlmtune.apps.serve import RequestLimits, request_limits, serve
 from vlmtune.cli import main
 from vlmtune.utils.errors import CheckpointError, ConfigError
 
@@ -76,7 +77,7 @@ def free_port():
 
 def test_the_command_of_transformers(merged, capsys):
     assert main(['serve', str(merged), '--port', '8123', '--print', '--engine-options', '--dtype', 'bfloat16']) == 0
-    words = capsys.readouterr().out.split()
+    words = shlex.split(capsys.readouterr().out)
     assert words[:5] == [sys.executable, '-P', '-m', 'transformers.cli.transformers', 'serve']
     assert words[5:] == [str(merged), '--host', '127.0.0.1', '--port', '8123', '--dtype', 'bfloat16']
 
@@ -85,20 +86,21 @@ def test_the_limits_of_vllm_are_those_of_the_run(tiny_model, tiny_data, tmp_path
     base, data = tiny_model('qwen2_5_vl'), tiny_data('openai')
     recipe = tmp_path / 'recipe.py'
     recipe.write_text(RECIPE.format(base=str(base), data=str(data.data_path), images=str(data.image_folder)))
-    room = room_of(str(recipe), new_tokens=1)
+    room = request_limits(str(recipe), new_tokens=1)
     assert room.images == 2  # of the row with two pictures
     assert room.tokens % 64 == 0
-    assert room_of(str(recipe), new_tokens=512).tokens - room.tokens in (448, 512, 576)
+    assert request_limits(str(recipe), new_tokens=512).tokens - room.tokens in (448, 512, 576)
     command = ['serve', str(base), '--engine', 'vllm', '--config', str(recipe), '--max-new-tokens', '1', '--print']
     assert main(command) == 0
     line = capsys.readouterr().out
-    assert line.startswith(f'vllm serve {base} --host 127.0.0.1 --port 8000 --max-model-len {room.tokens} ')
+    folder = shlex.quote(str(base))
+    assert line.startswith(f'vllm serve {folder} --host 127.0.0.1 --port 8000 --max-model-len {room.tokens} ')
     assert """--limit-mm-per-prompt '{"image": 2}'""" in line
     assert """--mm-processor-kwargs '{"min_pixels": 3136, "max_pixels": 12544}'""" in line
 
 
 def test_the_length_stays_within_what_the_model_can(merged, monkeypatch, capsys):
-    monkeypatch.setattr(app, 'room_of', lambda config, new_tokens: Room(tokens=10_000_000, images=0))
+    monkeypatch.setattr(app, 'request_limits', lambda config, new_tokens: RequestLimits(tokens=10_000_000, images=0))
     assert serve(str(merged), engine='vllm', config='x.py', show=True) == 0
     assert '--max-model-len 2048 --limit-mm-per-prompt \'{"image": 1}\'' in capsys.readouterr().out
 

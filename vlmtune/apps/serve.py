@@ -34,7 +34,7 @@ _STEP = 64  # tokens; a length of the plan is rounded up to it
 
 
 @dataclass(frozen=True)
-class Room:
+class RequestLimits:
     """What requests may take.
 
     Attributes:
@@ -166,17 +166,17 @@ def _vllm_command(
         )
     command = ['vllm', 'serve', str(folder), '--host', host, '--port', str(port)]
     if config is not None:
-        room = room_of(config, new_tokens=new_tokens)
+        most = request_limits(config, new_tokens=new_tokens)
         longest = getattr(model.get_text_config(), 'max_position_embeddings', None)
-        command += ['--max-model-len', str(min(room.tokens, longest or room.tokens))]
+        command += ['--max-model-len', str(min(most.tokens, longest or most.tokens))]
         if family.has_vision:
-            command += ['--limit-mm-per-prompt', json.dumps(dict(image=max(1, room.images)))]
+            command += ['--limit-mm-per-prompt', json.dumps(dict(image=max(1, most.images)))]
     if limits := _pixel_limits(folder, family):
         command += ['--mm-processor-kwargs', json.dumps(limits)]
     return [*command, *options]
 
 
-def room_of(config: str, *, new_tokens: int) -> Room:
+def request_limits(config: str, *, new_tokens: int) -> RequestLimits:
     """What the longest sample of a run takes, and an answer.
 
     Args:
@@ -190,7 +190,7 @@ def room_of(config: str, *, new_tokens: int) -> Room:
     dataset = build_dataset(cfg, open_parts(cfg), build_processor(cfg))
     longest = int(dataset.lengths.max()) + new_tokens
     images = max((len(sample.images) for member in members_of(dataset) for sample in member.samples), default=0)
-    return Room(tokens=-(-longest // _STEP) * _STEP, images=images)
+    return RequestLimits(tokens=-(-longest // _STEP) * _STEP, images=images)
 
 
 def _pixel_limits(folder: Path, family: Family) -> dict[str, int]:

@@ -24,7 +24,7 @@ from vlmtune.data.map_fns.openai import openai_map_fn
 from vlmtune.models import load_model
 
 ROOT = Path(__file__).resolve().parents[3]
-PATIENCE = 60  # seconds
+PATIENCE = 300  # seconds
 CTRL_C, CTRL_D, UP, DELETE = '\x03', '\x04', '\x1b[A', '\x7f'
 
 
@@ -192,6 +192,25 @@ def test_standard_output_is_the_same_without_streaming_and_holds_no_name(talker,
     _, whole = lines(talker, 'one\ntwo\n', monkeypatch, capsys, stream=False, bot_name='Ada')
     assert streamed.out == whole.out
     assert len(streamed.out.splitlines()) == 2
+
+
+def test_names_that_no_file_can_have_are_told_and_the_chat_goes_on(talker, tmp_path, monkeypatch, capsys):
+    wrong = ('a' * 300, '~nobody-of-this-name/x', f'{tmp_path}/a\0b')
+    text = ''.join(f'/image {name}\nhello\n/save {name}\n' for name in wrong)
+    session, captured = lines(talker, text, monkeypatch, capsys)
+    told = captured.err.splitlines()
+    assert len(told) == 2 * len(wrong)
+    assert all(line.startswith('error: ') and ': no such file can be used (' in line for line in told)
+    assert len(session.history.messages) == 2 * len(wrong)
+
+
+@pytest.mark.parametrize(
+    'typed', ['/image {0}/a b.png', '/image\t{0}/a b.png', "/image '{0}/a b.png' ", '/image {0}/a\\ b.png']
+)
+def test_a_file_name_as_it_is_typed_or_dropped_on_a_terminal(talker, tmp_path, monkeypatch, capsys, typed):
+    Image.new('RGB', (6, 4)).save(tmp_path / 'a b.png')
+    session, _ = lines(talker, f'{typed.format(tmp_path)}\n', monkeypatch, capsys)
+    assert [image.path for image in session.waiting] == [f'{tmp_path}/a b.png']
 
 
 def test_save_tells_what_is_wrong_and_goes_on(talker, tmp_path, monkeypatch, capsys):

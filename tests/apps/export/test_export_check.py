@@ -90,13 +90,19 @@ def test_new_tokens_hold(exported):
     assert wrong(look(merged, run)) == []
 
 
-@pytest.mark.parametrize(('family', 'layout'), [('internlm2', 'InternLM2'), ('minicpmv2', 'MiniCPM-V 2.0')])
-def test_an_original_layout_holds(trained_run, tmp_path, family, layout):
-    run = trained_run(family, llm='full')
+@pytest.mark.parametrize(
+    ('family', 'layout', 'settings'),
+    [('internlm2', 'InternLM2', None), ('minicpmv2', 'MiniCPM-V 2.0', dict(max_slice_nums=1))],
+)
+def test_an_original_layout_holds(trained_run, tmp_path, family, layout, settings):
+    run = trained_run(family, llm='full', image_processor=settings)
     pth_to_hf(run.config, run.checkpoint, str(tmp_path / 'out'), file_format='original')
     found = look(tmp_path / 'out', run)
     assert wrong(found) == []
     assert f'the layout of {layout}' in said(found, 'classes')
+    assert said(found, 'token ids').endswith('equal')
+    if settings:
+        assert 'max_slice_nums is 4 in its files, and was 1 in training; set' in said(found, 'image settings')
 
 
 def test_the_command_says_so(exported, capsys):

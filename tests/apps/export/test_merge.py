@@ -8,6 +8,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+from vlmtune.apps.chat.answering import load_answerer
+from vlmtune.apps.demo.voices import load_voices
 from vlmtune.apps.export.check import findings
 from vlmtune.apps.export.convert import pth_to_hf
 from vlmtune.apps.export.merge import merge
@@ -205,6 +207,9 @@ def test_a_checkpoint_is_told_from_an_export(trained_run, tmp_path):
         lambda folder: merge(run.base, folder, str(tmp_path / 'merged')),
         lambda folder: list(findings(folder)),
         serve,
+        load_answerer,
+        load_voices,
+        lambda folder: load_voices(run.base, compare=folder),
     )
     for door in doors:
         with pytest.raises(CheckpointError, match='is a checkpoint; write it first: vlmtune convert pth_to_hf CONFIG'):

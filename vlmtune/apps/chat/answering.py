@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from vlmtune.apps.chat.pieces import PieceStreamer
-from vlmtune.apps.export.adapters import attach_adapter, find_adapter
+from vlmtune.apps.export.adapters import attach_adapter, find_adapter, refuse_checkpoint
 from vlmtune.apps.export.options import base_dtype
 from vlmtune.apps.export.processor_files import load_processor
 from vlmtune.apps.export.record import ExportRecord, read_record
@@ -169,6 +169,7 @@ def load_answerer(
     if bits not in _QUANTIZATIONS:
         raise ConfigError(f'--bits {bits}: expected 4 or 8')
     if isinstance(model, str):
+        refuse_checkpoint(Path(model).expanduser())
         model, adapter = split_adapter(model, adapter)
     if adapter is not None and offload_folder is not None:
         raise ConfigError(

@@ -1,6 +1,7 @@
 """The memory of a chat: what was said, and the images that wait for the next message. No model and no terminal here."""
 
 import base64
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ class ChatSession:
         if found.path is not None:
             if is_url(found.path):
                 raise DataError(f'image is a URL ({shorten(found.path)}); download it first and give its path')
-            path = Path(found.path).expanduser().absolute()
+            path = _place_of(found.path)
             if not path.is_file():
                 raise DataError(f'no image file at {path}')
             found = ImageRef(path=str(path))
@@ -145,7 +146,7 @@ class ChatSession:
         Raises:
             DataError: nothing was said, the file exists and was not written by this session, or cannot be written.
         """
-        path = Path(file).expanduser().absolute()
+        path = _place_of(file)
         if not self.history.messages:
             raise DataError('there is nothing to save yet')
         if path.exists() and path not in self._written:
@@ -156,6 +157,21 @@ class ChatSession:
             raise DataError(f'{path} cannot be written ({error.strerror or error})') from error
         self._written.add(path)
         return path
+
+
+def _place_of(file: str) -> Path:
+    """Where a file is, or would be.
+
+    Raises:
+        DataError: none can be there, or nobody may look.
+    """
+    try:
+        path = Path(file).expanduser().absolute()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DataError(f'{shorten(file)}: no such file can be used ({getattr(error, "strerror", error)})') from error
+    return path
 
 
 def _as_row(conversation: Conversation) -> dict[str, Any]:

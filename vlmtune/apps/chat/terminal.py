@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -107,12 +109,12 @@ class Terminal:
         line = self._read()
         if line is None:
             return False
-        command, _, rest = _OF_XTUNER.get(line, line).partition(' ')
+        command, *rest = _OF_XTUNER.get(line, line).split(maxsplit=1) or ['']
         if command == '/exit':
             return False
         try:
             if command in self._commands:
-                self._commands[command](rest.strip())
+                self._commands[command](''.join(rest))
             elif command.startswith('/') and command[1:].isalpha():
                 self.say(f'error: there is no command {command}; /help lists them')
             elif line:
@@ -133,6 +135,8 @@ class Terminal:
         try:
             return input(prompt if sys.stdin.isatty() else '').strip()
         except EOFError:
+            if sys.stdin.isatty():
+                self.say('')
             return None
         except UnicodeDecodeError:
             self.say(f'error: the line is not {sys.stdin.encoding}; it was left out')
@@ -150,7 +154,7 @@ class Terminal:
         if not file:
             self.say('error: /image needs a file')
             return
-        size = self.session.add_image(file.strip('\'"'))
+        size = self.session.add_image(_as_typed(file))
         self.say(f'{file}, {size.width} x {size.height} pixels, goes with the next message')
 
     def _clear(self, _: str) -> None:
@@ -162,6 +166,15 @@ class Terminal:
             self.say('error: /save needs a file')
             return
         self.say(f'written to {self.session.save(file)}')
+
+
+def _as_typed(file: str) -> str:
+    """The name of a file as it stands, or as a shell reads it: dropped on a terminal it comes quoted or escaped."""
+    try:
+        words = shlex.split(file)
+    except ValueError:  # a quote that is not closed
+        return file
+    return file if len(words) != 1 or os.path.isfile(os.path.expanduser(file)) else words[0]
 
 
 @contextlib.contextmanager

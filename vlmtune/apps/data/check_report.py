@@ -37,12 +37,13 @@ class CheckReport:
     @property
     def has_errors(self) -> bool:
         """Whether something must be mended."""
-        return self.stops is not None or self.errors > 0
+        return self.errors > 0
 
     @property
     def errors(self) -> int:
-        """Rows that must be mended, and held-out data that a run would stop at."""
-        return self.count(ERROR_KINDS) + sum(part.stops is not None for part in self.held_out)
+        """Rows that must be mended, and data sets as a whole that a run would stop at."""
+        stops = [self.stops, *(part.stops for part in self.held_out)]
+        return self.count(ERROR_KINDS) + sum(reason is not None for reason in stops)
 
     @property
     def warnings(self) -> int:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from vlmtune.apps.chat.answering import Answerer, load_answerer
+from vlmtune.apps.export.adapters import refuse_checkpoint
 from vlmtune.apps.export.processor_files import load_processor
 from vlmtune.layouts import read_config
 from vlmtune.structures import Conversation
@@ -72,6 +73,8 @@ def load_voices(
     Raises:
         UserError: something cannot be loaded.
     """
+    for named in filter(None, (model, compare)):
+        refuse_checkpoint(Path(named).expanduser())
     name = model if adapter is None else f'{model} + {adapter}'
     under, on_it = split_adapter(model, adapter)
     base = under if on_it is not None else None

@@ -12,7 +12,8 @@ from torch import Tensor
 from vlmtune.apps.chat.answering import load_answerer
 from vlmtune.apps.export.adapter_rules import describe, verdicts
 from vlmtune.apps.export.adapters import find_adapter, refuse_checkpoint
-from vlmtune.apps.export.check_inputs import Finding, ask, compare_inputs
+from vlmtune.apps.export.check_inputs import Finding, ask, compare_inputs, compare_settings
+from vlmtune.apps.export.processor_files import image_differences
 from vlmtune.apps.export.reference import Reference, trained_reference
 from vlmtune.data import Processor
 from vlmtune.data.processor_files import IMAGE_FILE
@@ -93,7 +94,11 @@ def _check_model(path: Path, reference: Reference | None) -> Iterator[Finding]:
         return
     if is_plain:
         yield from compare_inputs(path, processor if reference is None else reference.processor)
+    elif reference is not None:
+        yield from compare_settings(processor, reference.processor)
     yield from _check_files(path, model.generation_config.eos_token_id, processor, is_plain=is_plain)
+    if not is_plain and reference is not None and image_differences(reference.processor, processor):
+        processor = reference.processor  # logits are to tell about the weights
     loaded = Loaded(model.to(find_device()), processor)
     yield from _check_logits(loaded, reference)
 

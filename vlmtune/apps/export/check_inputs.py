@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
+from vlmtune.apps.export.processor_files import image_differences
 from vlmtune.apps.export.verify_model import ABOUT_PICTURE, QUESTION, logits_of, picture
 from vlmtune.data import Processor
 from vlmtune.evaluation.generation import answering, encode_prompt, prompt_inputs
@@ -73,6 +74,24 @@ def compare_inputs(folder: Path, wanted: Processor) -> Iterator[Finding]:
     yield _same('token ids', found['input_ids'], ids, f'AutoTokenizer, {len(ids)} tokens of a question')
     for prompt in rest:
         yield from _compare_picture(folder, wanted, prompt)
+
+
+def compare_settings(own: Processor, wanted: Processor) -> Iterator[Finding]:
+    """Compare what files in a layout of their own say with what was trained with: token ids, and image settings.
+
+    Args:
+        own: the processor of the export.
+        wanted: that of the trained model.
+    """
+    found, ids = (inputs_of(one, fixed_prompts(wanted)[0])['input_ids'][0].tolist() for one in (own, wanted))
+    yield _same('token ids', found, ids, f'{len(ids)} tokens of a question')
+    differences = image_differences(wanted, own)
+    if differences:
+        told = ', '.join(
+            f'{name} is {here} in its files, and was {trained} in training'
+            for name, (trained, here) in differences.items()
+        )
+        yield Finding('note', 'image settings', f'{told}; set that in what runs it')
 
 
 def joint_processor(folder: Path) -> Any:

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from vlmtune.apps.export.processor_files import load_processor
+from vlmtune.apps.export.processor_files import image_differences, load_processor
 from vlmtune.data import Processor
 from vlmtune.data.processor_files import IMAGE_FILE
 from vlmtune.layouts import Layout, Weight, open_weights, to_original
@@ -70,7 +70,7 @@ def changed_files(base: str, *, over: Path, rows: int | None = None) -> Changed:
         raise ConfigError(
             f'--format original: {what}, but config.json and tokenizer of {base} are copied unchanged; {way_out}'
         )
-    files, note = _changed_images(base, trained=processor.image_processor, own=plain.image_processor)
+    files, note = _changed_images(base, differences=image_differences(processor, plain))
     template = trained.chat_template
     if isinstance(template, str) and template != own.chat_template:
         logger.warning('trained with another chat template than that of %s: it is in %s', base, TEMPLATE_FILE)
@@ -78,10 +78,9 @@ def changed_files(base: str, *, over: Path, rows: int | None = None) -> Changed:
     return Changed(files, note)
 
 
-def _changed_images(base: str, *, trained: Any, own: Any) -> tuple[dict[str, str], str]:
+def _changed_images(base: str, *, differences: Mapping[str, tuple[Any, Any]]) -> tuple[dict[str, str], str]:
     """``preprocessor_config.json`` with the limits of the training if they are keys of it, and what to say."""
-    here, there = ({} if images is None else images.to_dict() for images in (trained, own))
-    changed = {name: here[name] for name in sorted(set(here) & set(there)) if here[name] != there[name]}
+    changed = {name: trained for name, (trained, _) in differences.items()}
     files, note = {}, ''
     raw = read_source_json(base, IMAGE_FILE) or {}
     if 'size' in changed and _set_limits(raw, changed['size']):
@@ -89,9 +88,8 @@ def _changed_images(base: str, *, trained: Any, own: Any) -> tuple[dict[str, str
         files[IMAGE_FILE] = json.dumps(raw, indent=2, ensure_ascii=False) + '\n'
         note = f' `{IMAGE_FILE}` is no copy: it has the image limits of the training.'
     if changed:
-        told = (
-            f'trained with the image settings {changed}, but its files say { {name: there[name] for name in changed} }'
-        )
+        own = {name: differences[name][1] for name in changed}
+        told = f'trained with the image settings {changed}, but its files say {own}'
         told += ', as they are those of its base: set those of the training in what runs it'
         logger.warning('the model was %s', told)
         note += f' It was {told}.'

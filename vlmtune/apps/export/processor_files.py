@@ -33,6 +33,13 @@ def overlay_processor_files(source: Path, target: Path) -> None:
         write_json(target / JOINT_FILE, joint)
 
 
+def image_differences(trained: Processor, own: Processor) -> dict[str, tuple[Any, Any]]:
+    """{setting: (of the training, of the files)} where two image processors of one class differ."""
+    here, there = ({} if part.image_processor is None else part.image_processor.to_dict() for part in (trained, own))
+    both = sorted(set(here) & set(there))
+    return {name: (here[name], there[name]) for name in both if here[name] != there[name]}
+
+
 def write_processor_files(base: str, *, over: Path, folder: Path) -> None:
     """Write the processor files of ``base`` into ``folder``, then those of the folder ``over`` where it has some.
 
