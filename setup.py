@@ -20,7 +20,7 @@ EXTRAS = {
     'mlflow': ['mlflow>=3.17.2'],
     'swanlab': ['swanlab>=0.10.3'],
     'modelscope': ['modelscope-hub>=0.5.1'],
-    'quantize': ['auto-round>=0.16.1', 'py-cpuinfo', 'requests'],
+    'quantize': ['auto-round>=0.16.1'],
     'quickstart': ['easy-vqa>=1.0'],
     'bench': ['trl>=1.16'],
     'dev': [
