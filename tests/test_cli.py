@@ -26,6 +26,12 @@ def test_debug_is_understood_before_and_after_the_verb(line):
     [
         (DataError('row 3 is empty'), 1, 'error: row 3 is empty\n'),
         (OSError(28, 'No space left on device'), 1, 'error: No space left on device; make room, or write elsewhere\n'),
+        (
+            PermissionError(13, 'Permission denied', '/x/runs'),
+            1,
+            'error: Permission denied (/x/runs); change who may read and write there, or choose another place\n',
+        ),
+        (OSError(36, 'File name too long', 'x'), 1, 'error: File name too long (x); give a shorter one\n'),
         (ValueError('odd'), 1, 'error: ValueError: odd (run again with --debug for the traceback)\n'),
         (KeyboardInterrupt(), 130, 'error: interrupted\n'),
     ],
@@ -39,6 +45,12 @@ def test_a_failure_is_one_line_and_an_exit_code(monkeypatch, capsys, failure, co
     assert capsys.readouterr() == ('', message)
     assert main(['chat', 'm', '--debug']) == code
     assert ('Traceback' in capsys.readouterr().err) is (code == 1)
+
+
+def test_a_home_of_nobody_is_told(capsys):
+    assert main(['import-config', '~nobody-of-this-name/x.py', 'y.py']) == 1
+    says = 'a path begins with ~ and a user that this machine does not know; write ~/ or the whole path'
+    assert capsys.readouterr().err == f'error: {says}\n'
 
 
 def test_a_wrong_command_line_is_one_line(capsys):

@@ -33,7 +33,13 @@ from vlmtune.verbs import (
 
 # in the order of the help
 _GROUPS = (train, test, data, report, convert, verify, chat, demo, export, serve, push, configs, import_config, doctor)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of a disk
+_WAYS_OUT = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS), 'make room, or write elsewhere'),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), 'change who may read and write there, or choose another place'),
+    errno.ENAMETOOLONG: 'give a shorter one',
+}
+"""{error of the file system: what to do}"""
+_NO_HOME = 'Could not determine home directory.'  # pathlib's
 _NOT_SHOWN = (
     'Image size .* exceeds limit',  # Pillow's; data/images.py has a limit of its own
     '`torch.distributed.* is deprecated',  # DeepSpeed calls those at every step, on every rank
@@ -76,13 +82,19 @@ def _run(arguments: argparse.Namespace) -> int:
         if _rank() == 0 or arguments.debug or not error.told_by_first_rank:
             _complain(str(error), debug=arguments.debug)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _FULL:
-            place = f' ({error.filename})' if error.filename else ''
-            _complain(f'{error.strerror}{place}; make room, or write elsewhere', debug=arguments.debug)
-            return 1
         hint = '' if arguments.debug else ' (run again with --debug for the traceback)'
-        _complain(f'{type(error).__name__}: {error}{hint}', debug=arguments.debug)
+        _complain(_way_out(error) or f'{type(error).__name__}: {error}{hint}', debug=arguments.debug)
     return 1
+
+
+def _way_out(error: Exception) -> str | None:
+    """What to do about a failure that may come from anywhere and is no mistake of the program."""
+    if isinstance(error, OSError) and error.errno in _WAYS_OUT:
+        place = f' ({error.filename})' if error.filename else ''
+        return f'{error.strerror}{place}; {_WAYS_OUT[error.errno]}'
+    if isinstance(error, RuntimeError) and str(error) == _NO_HOME:
+        return 'a path begins with ~ and a user that this machine does not know; write ~/ or the whole path'
+    return None
 
 
 def _rank() -> int:

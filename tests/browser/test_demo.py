@@ -9,12 +9,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image, ImageDraw
 from playwright.sync_api import expect
 
 from tests.browser.conftest import PHONE
+from tests.browser.late_streams import Stream, proxy
 from vlmtune.apps.demo import build_demo, make_server, read_example_folder
 from vlmtune.utils.ports import listen
 
@@ -23,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = (
     '<img src=https://example.com/a.png onerror=alert(1)> ![x](https://example.com/b.png) <script>alert(2)</script>'
 )
+HARDLY_LISTENING = 6_000  # milliseconds
 NOTE_WHAT_IS_SHOWN = """
     const chat = document.querySelector('#chat-0');
     window.shown = [chat.innerText];
@@ -247,6 +250,26 @@ def test_a_new_chat_in_the_middle_of_an_answer(open_page):
         expect(answers(page)).to_have_text(['fine'])
         assert [shown for shown in page.evaluate('window.shown') if 'on on' in shown] == []
     assert len(voice.asked[1].messages) == 1
+
+
+def test_a_question_that_is_sent_while_the_stream_of_events_ends(open_page):
+    voice, stream = Speaker(), Stream(b'/queue/data?', last=b'process_completed')
+    with served(voice) as url, proxy(urlsplit(url).port, stream) as slow:
+        page = open_page(slow).page
+        send(page, 'why?')
+        expect(answers(page)).to_contain_text('on on')
+        stream.ended.clear()
+        stream.flows.clear()
+        page.locator('#new-chat').click()
+        expect(page.locator('#chat-0 .message')).to_have_count(0)
+        assert stream.ended.wait(60)
+        voice.words = ('fine',)
+        with page.expect_response(re.compile('/queue/join')):
+            send(page, 'and now?')
+        page.wait_for_timeout(HARDLY_LISTENING)
+        stream.flows.set()
+        expect(answers(page)).to_have_text(['fine'])
+        expect(page.locator('#message .submit-button')).to_be_visible()
 
 
 def test_nothing_but_this_machine_is_connected_to(open_page, tmp_path):

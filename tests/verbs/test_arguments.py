@@ -2,6 +2,8 @@
 
 import sys
 
+import pytest
+
 from vlmtune.cli import main
 
 
@@ -29,6 +31,16 @@ def test_train_passes_everything_on(called):
     assert called[-1][2]['resume'] == 'iter_5.pth'
     assert main(['train', 'my.py']) == 0
     assert called[-1][2]['resume'] is False
+
+
+@pytest.mark.parametrize('verb', ['train', 'chat'])
+def test_a_seed_that_numpy_does_not_take_is_a_wrong_option(called, capsys, verb):
+    assert main([verb, 'm', '--seed', str(2**32 - 1)]) == 0
+    for wrong in (str(2**32), '-1', 'one'):
+        with pytest.raises(SystemExit, match='2'):
+            main([verb, 'm', '--seed', wrong])
+        assert f"--seed: expected an integer, 0 to 4294967295, got '{wrong}'" in capsys.readouterr().err
+    assert len(called) == 1
 
 
 def test_data_verbs_pass_everything_on(called):

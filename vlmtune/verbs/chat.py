@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from vlmtune.utils.errors import ConfigError
-from vlmtune.verbs.options import add_verb, given, positive
+from vlmtune.verbs.options import add_verb, given, positive, seed
 
 _LEFT_OUT = {
     'lagent': 'lagent agents answer without the images of this chat; serve the model (`vlmtune serve`), which lagent '
@@ -61,7 +61,7 @@ def _add_answers(verb: argparse.ArgumentParser) -> None:
     verb.add_argument('--top-p', type=float, default=1.0, metavar='P')
     verb.add_argument('--top-k', type=int, default=0, metavar='K', help='0 (the default) is no limit')
     verb.add_argument('--repetition-penalty', type=float, default=1.0, metavar='R', help='1 (the default) is none')
-    verb.add_argument('--seed', type=int, metavar='N')
+    verb.add_argument('--seed', type=seed, metavar='N')
 
 
 def run_chat(arguments: argparse.Namespace) -> None:

@@ -77,6 +77,18 @@ def positive(text: str) -> int:
     return number
 
 
+def seed(text: str) -> int:
+    """The type of an option that holds a seed.
+
+    Raises:
+        ArgumentTypeError: numpy does not take it.
+    """
+    number = int(text) if text.isdecimal() else -1
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f'expected an integer, 0 to {2**32 - 1}, got {text!r}')
+    return number
+
+
 def port(text: str) -> int:
     """The type of an option that names a port.
 

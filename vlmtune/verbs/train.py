@@ -5,7 +5,7 @@ import shlex
 from typing import Any
 
 from vlmtune.utils.errors import Stopped
-from vlmtune.verbs.options import NPROC_VARIABLE, add_overrides, add_verb, as_words, given, positive, processes
+from vlmtune.verbs.options import NPROC_VARIABLE, add_overrides, add_verb, as_words, given, positive, processes, seed
 
 
 def add_to(verbs: Any) -> None:
@@ -25,7 +25,7 @@ def add_to(verbs: Any) -> None:
         '--reset-optimizer', action='store_true', help="with --resume: all but the optimizer's state, which starts anew"
     )
     add_overrides(verb)
-    verb.add_argument('--seed', type=int, metavar='N')
+    verb.add_argument('--seed', type=seed, metavar='N')
     verb.add_argument('--launcher', choices=('none', 'pytorch', 'slurm'), default='none', help='who started us')
     verb.add_argument('--deepspeed', metavar='NAME', help='zero1, zero2, zero3, zero2_offload, zero3_offload or a file')
     verb.add_argument(

@@ -24,6 +24,12 @@ logger = logging.getLogger(__name__)
 _THUMBNAIL = (320, 320)  # pixels at most
 _HOUR = 3600
 _CHAT_HEIGHT = 'max(320px, calc(100vh - 420px))'
+# A browser that sends while its stream of events ends believes that it still listens, and hears nothing. The next event
+# that it sends mends that.
+_LISTEN_AGAIN = """() => {
+    for (let seconds = 2; seconds < 100; seconds *= 2)
+        setTimeout(() => document.querySelector('#listen')?.click(), 1000 * seconds)
+}"""
 _PRIVATE: dict[str, Any] = dict(api_visibility='private', show_progress='hidden')
 _AT_ONCE: dict[str, Any] = dict(**_PRIVATE, queue=False)
 
@@ -74,19 +80,22 @@ class DemoPage:
             box = gr.MultimodalTextbox(**_ready(), **self._box_options())
             buttons = self._prompt_buttons()
             gallery = self._gallery(box)
+            listen = gr.Button(visible='hidden', elem_id='listen')
             new = gr.Button('New chat', elem_id='new-chat', size='sm')
             with gr.Accordion('Settings', open=False, elem_id='settings'):
                 settings = show_settings(system=system, max_new_tokens=max_new_tokens)
             # ---- what happens
             take: dict[str, Any] = dict(fn=self.take, inputs=[box, turns], outputs=[box, turns, *chats], **_PRIVATE)
-            sent = [box.submit(**take)]
-            sent += [button.click(_fills(text), box, box, **_AT_ONCE) for button, text in buttons]
-            for i, event in enumerate(sent):
-                asked = event if i == 0 else event.success(**take)
+            filled = [button.click(_fills(text), box, box, **_AT_ONCE) for button, text in buttons]
+            senders: list[Any] = [box.submit, *(event.success for event in filled)]
+            for sends in senders:
+                asked = sends(**take)
                 answered = asked.success(
                     self.answer, [turns, *settings], [turns, *chats], concurrency_id='answers', **_PRIVATE
                 )
                 answered.then(_ready_box, None, box, **_AT_ONCE)
+                sends(None, js=_LISTEN_AGAIN, **_PRIVATE)
+            listen.click(_nothing, trigger_mode='multiple', **_PRIVATE)  # an earlier one may be what was not heard
             box.stop(self.stop, None, None, **_AT_ONCE)
             for clears in (new.click, *(chat.clear for chat in chats)):
                 clears(self.clear, None, [box, turns, *chats], **_AT_ONCE)
@@ -258,6 +267,10 @@ def _ready() -> dict[str, Any]:
 
 def _ready_box() -> 'gr.MultimodalTextbox':
     return gr.MultimodalTextbox(**_ready())
+
+
+def _nothing() -> None:
+    """What happens at an event that is sent for its own sake."""
 
 
 def _fills(text: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
