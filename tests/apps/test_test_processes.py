@@ -68,7 +68,8 @@ def test_ctrl_c_keeps_what_is_answered(trained_run, work, monkeypatch, capsys, c
     told = capsys.readouterr().err
     assert told.endswith('\ninterrupted; what is answered stays in here, and the same command goes on with it\n')
     assert 'Traceback' not in told
-    evaluate(config, run.checkpoint, out='here')
+    with caplog.at_level('INFO', 'vlmtune'):
+        evaluate(config, run.checkpoint, out='here')
     assert '2 of 5 questions were answered before' in caplog.text
     assert predictions(work / 'here') == told_by(run, work)
 
