@@ -252,6 +252,16 @@ def test_an_adapter_that_matches_no_module_is_refused(foreign_adapter, tmp_path)
     refused(base, adapter, tmp_path, CheckpointError, 'does not fit')
 
 
+def test_of_an_adapter_of_other_shapes_the_first_is_told_whole(foreign_adapter, tmp_path):
+    base, adapter, _ = foreign_adapter
+    config = adapter / 'adapter_config.json'
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps(settings | dict(r=settings['r'] + 1)))
+    refused(
+        base, adapter, tmp_path, CheckpointError, r'does not fit .*size mismatch .*is torch.Size\(\[\d+, \d+\]\)\.$'
+    )
+
+
 def test_an_adapter_whose_tensors_have_no_place_is_refused(foreign_adapter, tmp_path):
     """As one that was trained through a text-only class: PEFT alone loads it and silently does nothing."""
     base, adapter, _ = foreign_adapter

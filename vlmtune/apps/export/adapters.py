@@ -22,7 +22,7 @@ from vlmtune.utils.pretrained import NO_WEIGHTS, find_folder
 if TYPE_CHECKING:
     from peft import PeftModel
 
-_REASON = 240  # characters; PEFT lists every module
+_REASON = 320  # characters; PEFT may list every module
 
 
 def find_adapter(adapter: str) -> Path:
@@ -86,7 +86,8 @@ def attach_adapter(model: PreTrainedModel, folder: Path) -> 'PeftModel':
                 module.float()
         result = adapted.load_adapter(str(folder), 'default', torch_device=place, low_cpu_mem_usage=is_outline)
     except (ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        reason = shorten(' '.join(str(error).split()) or type(error).__name__, _REASON)
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = shorten(' '.join(' '.join(lines[:2]).split()), _REASON)  # torch adds a line for each other tensor
         raise CheckpointError(
             f'the adapter {folder}, which names {base_of(folder)} as its base, does not fit this '
             f'{model.config.model_type}: {reason}'
