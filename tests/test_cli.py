@@ -31,6 +31,11 @@ def test_debug_is_understood_before_and_after_the_verb(line):
             1,
             'error: Permission denied (/x/runs); change who may read and write there, or choose another place\n',
         ),
+        (
+            PermissionError(1, 'Operation not permitted'),  # no file: a port, a process
+            1,
+            'error: PermissionError: [Errno 1] Operation not permitted (run again with --debug for the traceback)\n',
+        ),
         (OSError(36, 'File name too long', 'x'), 1, 'error: File name too long (x); give a shorter one\n'),
         (ValueError('odd'), 1, 'error: ValueError: odd (run again with --debug for the traceback)\n'),
         (KeyboardInterrupt(), 130, 'error: interrupted\n'),

@@ -33,8 +33,9 @@ from vlmtune.verbs import (
 
 # in the order of the help
 _GROUPS = (train, test, data, report, convert, verify, chat, demo, export, serve, push, configs, import_config, doctor)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a write tells no name
 _WAYS_OUT = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS), 'make room, or write elsewhere'),
+    **dict.fromkeys(_FULL, 'make room, or write elsewhere'),
     **dict.fromkeys((errno.EACCES, errno.EPERM), 'change who may read and write there, or choose another place'),
     errno.ENAMETOOLONG: 'give a shorter one',
 }
@@ -89,7 +90,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _way_out(error: Exception) -> str | None:
     """What to do about a failure that may come from anywhere and is no mistake of the program."""
-    if isinstance(error, OSError) and error.errno in _WAYS_OUT:
+    if isinstance(error, OSError) and error.errno in _WAYS_OUT and (error.filename or error.errno in _FULL):
         place = f' ({error.filename})' if error.filename else ''
         return f'{error.strerror}{place}; {_WAYS_OUT[error.errno]}'
     if isinstance(error, RuntimeError) and str(error) == _NO_HOME:

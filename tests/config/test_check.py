@@ -133,6 +133,11 @@ def test_check_config_raises_them_all(edit):
         ('max_epochs', 1e9, 'max_epochs: expected a positive number, to 100,000, got'),  # would plan for ever
         ('seed', 2**32, 'seed: expected an integer, 0 to 4294967295, or None, got 4294967296'),  # numpy takes none
         ('val_cfg', 3, 'val_cfg: expected a dict, got 3'),
+        (
+            'train_dataloader.dataset',
+            dict(type='vlmtune.data.MixedDataset', datasets=5),
+            'train_dataloader.dataset.datasets: expected a list (each a dict), got 5',
+        ),
         ('optim_type', None, 'optim_wrapper.optimizer.type: expected a class or a function, got None'),
     ],
 )

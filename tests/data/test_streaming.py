@@ -59,6 +59,16 @@ def test_no_hub_is_asked_that_does_not_answer(monkeypatch):
         stream_rows('data/trian')
 
 
+def test_a_data_set_in_the_cache_needs_no_hub(monkeypatch, tmp_path):
+    datasets = pytest.importorskip('datasets')
+    found = datasets.Dataset.from_list([row(0)]).to_iterable_dataset()
+    (tmp_path / 'org___name' / 'default').mkdir(parents=True)
+    monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', tmp_path)
+    monkeypatch.setattr(datasets, 'load_dataset', lambda *_, **__: found)
+    monkeypatch.setattr('vlmtune.data.row_streams.hub_answers', lambda: False)
+    assert [found.load() for found in stream_rows('org/name').read()] == [row(0)]
+
+
 def test_a_file_of_modelscope(monkeypatch, write):
     path = write([row(0)])
     asked = []

@@ -180,3 +180,10 @@ def test_ninja_is_found_where_no_environment_is_activated(tmp_path, monkeypatch)
     assert import_deepspeed() == 'the library'
     assert shutil.which('ninja')
     assert shutil.which('ninja', path=tmp_path) is None
+
+
+def test_a_run_that_compiles_nothing_needs_no_ninja(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'deepspeed', 'the library')
+    monkeypatch.setitem(sys.modules, 'ninja', None)
+    monkeypatch.setenv('PATH', str(tmp_path))
+    assert import_deepspeed() == 'the library'

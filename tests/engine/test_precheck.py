@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.hooks import EMAHook, EmptyCacheHook, Hook, SyncBuffersHook
 
 from vlmtune.data import Processor
-from vlmtune.engine.precheck import check_called, check_new_tokens
+from vlmtune.engine.precheck import check_called, check_new_tokens, check_work_dir
 from vlmtune.utils.errors import ConfigError, UserError
 
 
@@ -134,6 +134,9 @@ def test_a_resume_from_elsewhere_leaves_the_checkpoints_of_an_earlier_run_alone(
     assert not (other / 'iter_2.pth').exists()
     run('first', resume=str(other / '..' / 'first' / 'iter_1.pth'), **short | dict(max_steps=2))
     assert (first / 'iter_2.pth').exists()
+    moved = (first / 'iter_2.pth').rename(other / 'moved')  # to a larger disk
+    (first / 'iter_2.pth').symlink_to(moved)
+    check_work_dir(str(first), resume=str(first / 'iter_2.pth'))
 
 
 def test_a_work_dir_that_is_a_file(run, tmp_path):

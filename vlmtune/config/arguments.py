@@ -65,7 +65,8 @@ def _words(hint: Any) -> Iterator[str]:
         yield 'one of ' + ', '.join(map(repr, inner))
     elif origin in _WORDS:
         yield _WORDS[origin][1]
-    elif typing.is_typeddict(origin) or issubclass(origin, Mapping):
+    elif typing.is_typeddict(origin) or (isinstance(origin, type) and issubclass(origin, Mapping)):
         yield 'a dict'
-    else:
-        yield f'a list (each {" or ".join(_words(inner[0]))})' if inner else 'a list'
+    elif isinstance(origin, type) and issubclass(origin, Collection):
+        each = ' or '.join(_words(inner[0])) if inner else ''
+        yield f'a list (each {each})' if each else 'a list'

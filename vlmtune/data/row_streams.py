@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from vlmtune.data.file_rows import parse_row
-from vlmtune.data.sources import load_rows, where
+from vlmtune.data.sources import in_cache, load_rows, where
 from vlmtune.registry import build_callable
 from vlmtune.utils.errors import DataError
 from vlmtune.utils.hub import hub_answers, is_modelscope, modelscope_folder, why_no_answer
@@ -141,7 +141,7 @@ def stream_rows(
     kind = {'.parquet': 'parquet', '.arrow': 'arrow'}.get(suffix)
     if kind is not None and not local.is_file():
         raise DataError(f'data file not found: {local.absolute()}; check the path in the config (data_path)')
-    if not local.exists() and not hub_answers():  # the library asks for a minute
+    if not local.exists() and not in_cache(text) and not hub_answers():  # the library asks for a minute
         raise DataError(f'{text}: there is no {local.absolute()}, and {why_no_answer()}')
     try:
         if kind is None:

@@ -253,10 +253,14 @@ def _read_folder(path: Path, *, split: str, name: str | None) -> TableRows:
     )
 
 
+def in_cache(hub_id: str) -> bool:
+    """Whether ``datasets`` has it without a hub; it asks the hub for half a minute before it looks there."""
+    return (Path(_datasets().config.HF_DATASETS_CACHE) / hub_id.replace('/', '___')).is_dir()
+
+
 def _read_hub(hub_id: str, *, split: str, name: str | None) -> TableRows:
     what = f'{hub_id}: there is no file {Path(hub_id).absolute()}, and the data set {hub_id!r} of the hub'
-    # The library asks the hub for half a minute before it looks into its cache.
-    if not (Path(_datasets().config.HF_DATASETS_CACHE) / hub_id.replace('/', '___')).is_dir() and not hub_answers():
+    if not in_cache(hub_id) and not hub_answers():
         raise DataError(f'{what} is not in the cache, and {why_no_answer()}')
     return _read_table(lambda: _datasets().load_dataset(hub_id, name, split=split), what=what, name=f'{hub_id}/{split}')
 

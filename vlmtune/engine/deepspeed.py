@@ -6,7 +6,7 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,10 @@ def import_deepspeed() -> Any:
     except ImportError as error:
         raise ConfigError("--deepspeed needs the package deepspeed: pip install 'deepspeed'") from error
     if shutil.which('ninja') is None:
-        from ninja import BIN_DIR
+        with suppress(ImportError):  # conda's ninja is no module; what compiles nothing needs none
+            from ninja import BIN_DIR
 
-        os.environ['PATH'] = os.pathsep.join([os.environ.get('PATH', os.defpath), BIN_DIR])
+            os.environ['PATH'] = os.pathsep.join([os.environ.get('PATH', os.defpath), BIN_DIR])
     return deepspeed
 
 

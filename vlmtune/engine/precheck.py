@@ -18,6 +18,7 @@ from vlmtune.engine import checkpoint
 from vlmtune.engine.build_locks import check_build_locks
 from vlmtune.engine.deepspeed_config import check_deepspeed
 from vlmtune.engine.monitor import Monitor
+from vlmtune.engine.run_layout import lies_in
 from vlmtune.engine.sharded_loading import check_sharding
 from vlmtune.engine.trackers import read_trackers
 from vlmtune.evaluation import Evaluator
@@ -237,7 +238,7 @@ def check_work_dir(work_dir: str, *, resume: str | bool) -> None:
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         why = 'may not be written to' if above.is_dir() else 'is no folder'
         raise ConfigError(f'work dir {path.absolute()}: {above} {why}; choose another --work-dir')
-    elsewhere = isinstance(resume, str) and Path(resume).resolve().parent != path.resolve()
+    elsewhere = isinstance(resume, str) and not lies_in(resume, path)
     found = checkpoint.find_latest(path, hashes=False).path if elsewhere or not resume else None
     if found is not None:
         how = 'say --resume without a path' if elsewhere else 'add --resume'

@@ -16,6 +16,11 @@ BAD_SAMPLES_FILE = 'bad_samples.jsonl'  # in the work dir, and in VALIDATION_FOL
 NOT_METRICS = frozenset({'iteration', 'epoch', 'seconds', 'samples', 'rules'})  # of a line of VALIDATION_FILE
 
 
+def lies_in(checkpoint: str, work_dir: Path) -> bool:
+    """Whether a checkpoint, or the link to one that was moved, lies in a work dir, however both are spelled."""
+    return Path(checkpoint).absolute().parent.resolve() == work_dir.resolve()
+
+
 def wait_for_own_second(work_dir: Path, experiment: str) -> None:
     """Before a run is built: mmengine names its log folder, log file and scalars by the second in which it starts.
 

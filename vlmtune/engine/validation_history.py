@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vlmtune.engine.run_layout import VALIDATION_FILE, VALIDATION_FOLDER
+from vlmtune.engine.run_layout import VALIDATION_FILE, VALIDATION_FOLDER, lies_in
 from vlmtune.utils.disk import replace_text
 from vlmtune.utils.json_lines import as_line, parse_lines
 
@@ -30,7 +30,7 @@ def tidy_validations(runner: Any) -> list[dict[str, Any]]:
     if runner.rank != 0:
         return []
     resume = runner.resume_setting
-    elsewhere = isinstance(resume, str) and Path(resume).resolve().parent != work_dir.resolve()
+    elsewhere = isinstance(resume, str) and not lies_in(resume, work_dir)
     abandoned = elsewhere or not done
     for folder in (work_dir / VALIDATION_FOLDER).glob('iter_*'):
         number = folder.name.removeprefix('iter_')
