@@ -1,12 +1,14 @@
 """Fixtures for every room: tiny models and data sets, written once per session; one torch thread per worker."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
@@ -14,6 +16,14 @@ from filelock import FileLock
 from vlmtune.engine.build_locks import left_locks
 from vlmtune.testing import TinyData, write_tiny_data, write_tiny_model
 from vlmtune.testing.warm_ranks import WarmRanks
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """What a test draws, as the first weights of an adapter, does not depend on the tests before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -68,11 +68,12 @@ val_evaluator = dict(
 """
 
 
-@pytest.fixture
-def config(tmp_path):
-    (tmp_path / 'metrics_of_this_test.py').write_text(OWN_METRIC)
-    (tmp_path / 'config.py').write_text(CONFIG)
-    return str(tmp_path / 'config.py')
+@pytest.fixture(scope='module')  # of two modules of one name the first would hide the second
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('metrics')
+    (folder / 'metrics_of_this_test.py').write_text(OWN_METRIC)
+    (folder / 'config.py').write_text(CONFIG)
+    return str(folder / 'config.py')
 
 
 def test_a_metric_lies_in_a_file_beside_the_config(config):

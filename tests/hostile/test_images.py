@@ -12,6 +12,7 @@ import socket
 import struct
 import zlib
 
+import datasets  # noqa: F401  # it logs to the stderr of the moment in which it is imported: not to that of a test
 import numpy as np
 import pytest
 import torch
